@@ -1,0 +1,1 @@
+"""Scene folders in the layout of the released OSN code, and the built-in demo scene."""

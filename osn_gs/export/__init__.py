@@ -1,0 +1,1 @@
+"""What leaves a run: .ply files per configuration, manifests, previews."""

@@ -1,0 +1,1 @@
+"""The Gaussians of one object: parameters, start, density control, spherical harmonics."""

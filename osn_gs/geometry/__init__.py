@@ -1,0 +1,1 @@
+"""Rigid transforms, cameras and alignment. Knows nothing of Gaussians."""

@@ -1,0 +1,1 @@
+"""Rasterizing Gaussians with gsplat (CUDA) or Numba (CPU), and compositing object layers."""

@@ -1,0 +1,1 @@
+"""The joint optimizer: bootstrap, alternating rounds, scene steps."""
