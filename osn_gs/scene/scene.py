@@ -1,0 +1,146 @@
+"""K object groups of Gaussians and where they stand for given object scales and a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.geometry.se3 import invert_rigid, quat_multiply, rotmat_to_quat
+
+
+class ObjectGroup(nn.Module):
+    """One object: canonical Gaussians, its pose in the camera of every training frame, and a name.
+
+    `cam_from_obj[t]` [T, 4, 4] is rigid and in the object's own units (OpenCV camera axes).
+    """
+
+    def __init__(
+        self, name: str, gaussians: ObjectGaussians, cam_from_obj: Float[Tensor, "t 4 4"], visible: Bool[Tensor, "t"]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.gaussians = gaussians
+        self.register_buffer("cam_from_obj", cam_from_obj)
+        self.register_buffer("visible", visible)
+
+    def at(self, time_step: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 4"]]:
+        """Means and quaternions in the canonical frame at a time: the same at all times for a rigid object."""
+        return self.gaussians.means, self.gaussians.quats
+
+
+class Placement(NamedTuple):
+    """Similarities x_world = scale_k * rotation_k @ x_obj + translation_k of K objects; world = background frame."""
+
+    scales: Float[Tensor, "k"]
+    rotations: Float[Tensor, "k 3 3"]
+    translations: Float[Tensor, "k 3"]
+
+    def matrices(self) -> Float[Tensor, "k 4 4"]:
+        """The similarities as 4x4 matrices [sR t; 0 1]."""
+        matrices = torch.eye(4).to(self.rotations).repeat(len(self.scales), 1, 1)
+        matrices[:, :3, :3] = self.scales[:, None, None] * self.rotations
+        matrices[:, :3, 3] = self.translations
+        return matrices
+
+
+class PlacedGaussians(NamedTuple):
+    """All objects' Gaussians in one world frame, in the order of the objects."""
+
+    means: Float[Tensor, "n 3"]
+    quats: Float[Tensor, "n 4"]
+    scales: Float[Tensor, "n 3"]
+    opacities: Float[Tensor, "n"]
+    object_index: Int[Tensor, "n"]
+
+
+class Scene(nn.Module):
+    """K objects filmed by one camera; object 0 is the background, whose frame is the world.
+
+    `scale_ranges` [K, 2] holds the initial (lo, hi) of each object scale, `intrinsics` [3, 3] the camera's
+    K matrix in pixels for images of `width` x `height`.
+    """
+
+    def __init__(
+        self,
+        objects: list[ObjectGroup],
+        intrinsics: Float[Tensor, "3 3"],
+        width: int,
+        height: int,
+        scale_ranges: Float[Tensor, "k 2"],
+        near: float,
+        far: float,
+    ) -> None:
+        super().__init__()
+        self.objects = nn.ModuleList(objects)
+        self.width, self.height = width, height
+        self.near, self.far = near, far
+        self.register_buffer("intrinsics", intrinsics)
+        self.register_buffer("scale_ranges", scale_ranges)
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.objects)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.objects[0].cam_from_obj)
+
+    @property
+    def num_gaussians(self) -> int:
+        return sum(len(group.gaussians) for group in self.objects)
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        return tuple(group.name for group in self.objects)
+
+    def cam_from_world(self, time_step: int) -> Float[Tensor, "4 4"]:
+        """The training camera of a frame, in the background's frame."""
+        return self.objects[0].cam_from_obj[time_step]
+
+    def visible(self, time_step: int) -> Bool[Tensor, "k"]:
+        """Which objects have a pose in a frame; the others cannot be placed there."""
+        return torch.stack([group.visible[time_step] for group in self.objects])
+
+    def placement(self, object_scales: Float[Tensor, "k"], time_step: int) -> Placement:
+        """Where the objects stand in the world at a time (METHOD 2).
+
+        Each object is scaled about the camera centre, p_cam = s (R x_obj + t), then taken to the world.
+        """
+        cam_from_obj = torch.stack([group.cam_from_obj[time_step] for group in self.objects])
+        world_from_cam = invert_rigid(self.cam_from_world(time_step))
+        scaled_translations = object_scales[:, None] * cam_from_obj[:, :3, 3]
+        rotation = world_from_cam[:3, :3]
+        return Placement(
+            scales=object_scales,
+            rotations=rotation @ cam_from_obj[:, :3, :3],
+            translations=scaled_translations @ rotation.T + world_from_cam[:3, 3],
+        )
+
+    def place(self, object_scales: Float[Tensor, "k"], time_step: int) -> PlacedGaussians:
+        """All visible objects' Gaussians in the world, for object scales and a time.
+
+        Means as in `placement`, sizes times the object scale, rotations turned with the object.
+        """
+        placement = self.placement(object_scales, time_step)
+        visible = self.visible(time_step)
+        groups = []
+        for k, group in enumerate(self.objects):
+            if not visible[k]:
+                continue
+            means, quats = group.at(time_step)
+            rotation = placement.rotations[k]
+            turned = quat_multiply(rotmat_to_quat(rotation).expand_as(quats), quats)
+            groups.append(
+                PlacedGaussians(
+                    means=placement.scales[k] * means @ rotation.T + placement.translations[k],
+                    quats=turned,
+                    scales=placement.scales[k] * group.gaussians.scales,
+                    opacities=group.gaussians.opacities,
+                    object_index=torch.full((len(means),), k, device=means.device),
+                )
+            )
+        return PlacedGaussians(*(torch.cat(parts) for parts in zip(*groups, strict=True)))

@@ -1,0 +1,261 @@
+"""The joint optimizer: object groups of Gaussians and the scale network, each helping the other (METHOD 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osn_gs.data.scene_data import SceneData, SparsePoints
+from osn_gs.gaussians.density import DensityControl
+from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.object_scales.labels import LabelRule
+from osn_gs.object_scales.network import ObjectScaleNetwork, SetReport, fit_to_oracle, report_set
+from osn_gs.object_scales.oracle import DepthOrderOracle
+from osn_gs.object_scales.sampling import sample_valid
+from osn_gs.scene.render import ObjectLayers, render_layers
+from osn_gs.scene.scene import Scene
+from osn_gs.training import losses
+from osn_gs.training.config import GaussiansConfig, TrainConfig
+from osn_gs.training.observed_layers import reconstructed_layer_depths
+from osn_gs.training.start import object_extent
+
+POOL_SIZE = 256  # valid scale vectors drawn after each network round, for the scene steps to choose from
+
+PhaseKind = Literal["bootstrap", "network", "scene"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the schedule."""
+
+    kind: PhaseKind
+    steps: int
+    round: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step on the Gaussians: the loss and the PSNR of the picture it was taken from."""
+
+    kind: PhaseKind
+    loss: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round of network steps: the learned set against the oracle on the layers of that moment."""
+
+    round: int
+    gaussian_step: int
+    best_accuracy: float
+    network_loss: float
+    learned_set: SetReport
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RoundReport:
+        """Undo `dataclasses.asdict`."""
+        return cls(**{**values, "learned_set": SetReport(**values["learned_set"])})
+
+
+def phases(config: TrainConfig) -> list[Phase]:
+    """Bootstrap; rounds of network steps and scene steps; the last scene steps; a last network round."""
+    schedule = config.schedule
+    plan = [Phase("bootstrap", schedule.bootstrap_steps, 0)]
+    for r in range(1, schedule.rounds + 1):
+        plan += [Phase("network", schedule.network_steps, r), Phase("scene", schedule.scene_steps, r)]
+    plan += [
+        Phase("scene", schedule.final_steps, schedule.rounds),
+        Phase("network", schedule.network_steps, schedule.rounds + 1),
+    ]
+    return [phase for phase in plan if phase.steps > 0]
+
+
+class JointOptimizer:
+    """Everything a run changes: the scene, the network, their optimizers, the random state and the position.
+
+    `generator` drives every draw of ours; gsplat's strategies draw from torch's default generator, so hand in
+    that one (seeded) to have a run that repeats.
+    """
+
+    def __init__(self, scene: Scene, data: SceneData, config: TrainConfig, generator: torch.Generator) -> None:
+        self.scene = scene
+        self.data = data
+        self.config = config
+        self.generator = generator
+        self.device = scene.intrinsics.device
+        self.plan = phases(config)
+        self.phase_index = 0
+        self.step_in_phase = 0
+        self.gaussian_step = 0
+        self.extents = [object_extent(data, k) for k in range(scene.num_objects)]
+        self.optimizers = [
+            _gaussian_optimizers(group.gaussians, config.gaussians, extent)
+            for group, extent in zip(scene.objects, self.extents, strict=True)
+        ]
+        self.density = [
+            DensityControl(
+                group.gaussians,
+                self.optimizers[k],
+                config.density,
+                self.extents[k],
+                stop_step=int(config.density.stop_fraction * config.schedule.gaussian_steps),
+                max_gaussians=share,
+            )
+            for k, (group, share) in enumerate(
+                zip(scene.objects, _gaussian_shares(data, config.density.max_gaussians), strict=True)
+            )
+        ]
+        self.network = ObjectScaleNetwork(data.scale_ranges)
+        self.network_optimizer = torch.optim.Adam(self.network.parameters(), lr=config.object_scales.learning_rate)
+        self.oracle: DepthOrderOracle | None = None
+        self.valid_scales: Float[Tensor, "p k"] = torch.ones(1, scene.num_objects)
+        self.rounds: list[RoundReport] = []
+        self._images = data.images.to(self.device)
+        self._object_ids = data.object_ids.to(self.device)
+        self._points_by_frame = [
+            [_points_in_frame(points, t, self.device) for points in data.sparse_points] for t in range(data.num_frames)
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has been run to its end."""
+        return self.phase_index >= len(self.plan)
+
+    def run(self) -> Iterator[StepReport | RoundReport]:
+        """Take the remaining steps of the schedule, one report each; stop between any two and go on later."""
+        while not self.finished:
+            phase = self.plan[self.phase_index]
+            if phase.kind == "network":
+                report = self.network_round(phase)
+                self._advance(phase.steps)
+            else:
+                report = self.gaussian_update(phase.kind)
+                self._advance(1)
+            yield report
+
+    def _advance(self, steps: int) -> None:
+        self.step_in_phase += steps
+        if self.step_in_phase >= self.plan[self.phase_index].steps:
+            self.phase_index += 1
+            self.step_in_phase = 0
+
+    def gaussian_update(self, kind: PhaseKind) -> StepReport:
+        """One step on all objects' Gaussians from one random frame."""
+        t = int(torch.randint(self.data.num_frames, (1,), generator=self.generator))
+        self._decay_means_lr()
+        layers = render_layers(self.scene, t)
+        loss, picture = self._loss(kind, layers, t)
+        for k, info in enumerate(layers.infos):
+            loss = loss + self.density[k].regularization(self.extents[k])
+            if info is not None:
+                self.density[k].before_backward(self.gaussian_step, info)
+        loss.backward()
+        self.gaussian_step += 1
+        for k, info in enumerate(layers.infos):
+            for optimizer in self.optimizers[k].values():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if info is not None:
+                self.density[k].after_backward(self.gaussian_step, info)
+        error = (picture.detach() - self._image(t)).square().mean()
+        return StepReport(kind, float(loss), float(-10 * torch.log10(error)))
+
+    def _loss(self, kind: PhaseKind, layers: ObjectLayers, t: int) -> tuple[Float[Tensor, ""], Float[Tensor, "h w 3"]]:
+        """The loss of one frame and the picture its colour term was taken on."""
+        weights = self.config.losses
+        object_ids = self._object_ids[t]
+        loss = weights.object_ids * losses.layer_mask_loss(layers.alphas, object_ids)
+        loss = loss + weights.depth * losses.sparse_depth_loss(layers.depths, layers.alphas, self._points_by_frame[t])
+        if kind == "bootstrap":
+            pictures = losses.labelled_composite(layers.rgb, object_ids)[None]
+        else:
+            composited = layers.composite(self._draw_scales(weights.configurations_per_step))
+            pictures = composited.features
+            loss = loss + weights.object_ids * losses.composite_id_loss(composited.object_weights, object_ids)
+        return loss + losses.color_loss(pictures, self._image(t), weights.ssim), pictures[0]
+
+    def _image(self, t: int) -> Float[Tensor, "h w 3"]:
+        return self._images[t].float() / 255
+
+    def _draw_scales(self, count: int) -> Float[Tensor, "m k"]:
+        chosen = torch.randint(len(self.valid_scales), (count,), generator=self.generator)
+        return self.valid_scales[chosen].to(self.device)
+
+    def _decay_means_lr(self) -> None:
+        config = self.config.gaussians
+        progress = self.gaussian_step / max(self.config.schedule.gaussian_steps, 1)
+        for optimizers, extent in zip(self.optimizers, self.extents, strict=True):
+            lr = config.means_lr * extent * config.means_lr_end**progress
+            optimizers["means"].param_groups[0]["lr"] = lr
+
+    def network_round(self, phase: Phase) -> RoundReport:
+        """Label scale vectors on the layers as they are now and fit the network to the labels."""
+        self.update_oracle()
+        rule = self.label_rule()
+        loss = fit_to_oracle(self.network, self.network_optimizer, self.oracle, rule, phase.steps, self.generator)
+        self.valid_scales = sample_valid(self.network, self.oracle, POOL_SIZE, self.generator)
+        report = RoundReport(
+            round=phase.round,
+            gaussian_step=self.gaussian_step,
+            best_accuracy=self.oracle.best_accuracy(),
+            network_loss=loss,
+            learned_set=report_set(self.network, self.oracle, rule, self.generator),
+        )
+        self.rounds.append(report)
+        return report
+
+    def update_oracle(self) -> None:
+        """Tabulate the depth-order constraints of the layers as they are now."""
+        self.oracle = DepthOrderOracle(
+            self.data.object_ids, reconstructed_layer_depths(self.scene), self.data.scale_ranges
+        )
+
+    def label_rule(self) -> LabelRule:
+        """The rule that calls a scale vector valid, from the configuration."""
+        config = self.config.object_scales
+        return LabelRule(config.label_rule, config.tolerance, config.accuracy, config.top_k)
+
+
+def _gaussian_optimizers(
+    gaussians: ObjectGaussians, config: GaussiansConfig, extent: float
+) -> dict[str, torch.optim.Optimizer]:
+    """One Adam per parameter, as gsplat's strategies ask for; epsilon as in 3DGS."""
+    rates = {
+        "means": config.means_lr * extent,
+        "scales": config.scales_lr,
+        "quats": config.quats_lr,
+        "opacities": config.opacities_lr,
+        "sh0": config.sh0_lr,
+        "shN": config.shN_lr,
+    }
+    return {
+        name: torch.optim.Adam([parameter], lr=rates[name], eps=1e-15, fused=True)
+        for name, parameter in gaussians.params.items()
+    }
+
+
+def _gaussian_shares(data: SceneData, at_most: int) -> list[int]:
+    """How many of all Gaussians each object may have: half by its share of mask pixels, half equally.
+
+    A small object in the picture may be the one looked at closely.
+    """
+    pixels = torch.bincount(data.object_ids.flatten().long(), minlength=data.num_objects).double()
+    shares = 0.5 * pixels / pixels.sum() + 0.5 / data.num_objects
+    return [int(at_most * share) for share in shares]
+
+
+def _points_in_frame(points: SparsePoints, t: int, device: torch.device) -> SparsePoints:
+    seen = points.frames == t
+    return SparsePoints(
+        frames=points.frames[seen].to(device),
+        pixels=points.pixels[seen].float().to(device),
+        depths=points.depths[seen].float().to(device),
+        errors=points.errors[seen].float().to(device),
+        weights=points.weights[seen].float().to(device),
+    )

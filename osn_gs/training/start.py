@@ -1,0 +1,61 @@
+"""The scene a training run starts from: sparse points of each object, coloured by the images."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osn_gs.data.scene_data import SceneData
+from osn_gs.errors import DatasetError
+from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.geometry.se3 import invert_rigid
+from osn_gs.scene.scene import ObjectGroup, Scene
+from osn_gs.training.config import GaussiansConfig
+
+MIN_START_POINTS = 16  # fewer say nothing of a surface; a neighbour distance needs four
+
+
+def initial_scene(data: SceneData, config: GaussiansConfig, generator: torch.Generator) -> Scene:
+    """One group of Gaussians per object, on its sparse points.
+
+    Raises DatasetError for an object with too few points.
+    """
+    groups = []
+    for k, name in enumerate(data.object_names):
+        points, colors = _canonical_points(data, k, config.max_start_points, generator)
+        gaussians = ObjectGaussians.from_points(points, colors, config.sh_degree)
+        groups.append(ObjectGroup(name, gaussians, data.cam_from_obj[k].float(), data.visible[k]))
+    return Scene(
+        groups, data.intrinsics.float(), data.width, data.height, data.scale_ranges.float(), data.near, data.far
+    )
+
+
+def object_extent(data: SceneData, k: int) -> float:
+    """Median distance of object k's points from the camera, in its own units.
+
+    The length 3DGS calls the scene's extent: at this distance an image-plane step is a fixed share of it.
+    """
+    return float(data.sparse_points[k].depths.median())
+
+
+def _canonical_points(
+    data: SceneData, k: int, at_most: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+    """Sparse observations of object k taken to its canonical frame, with the colours of their pixels in [0, 1]."""
+    sparse = data.sparse_points[k]
+    count = len(sparse.depths)
+    if count < MIN_START_POINTS:
+        raise DatasetError(
+            f"object {k} ({data.object_names[k]}): {count} sparse points, at least {MIN_START_POINTS} are needed "
+            f"to start its Gaussians; prepare the scene with more tracks on it."
+        )
+    chosen = torch.randperm(count, generator=generator)[:at_most]
+    frames, pixels, depths = sparse.frames[chosen], sparse.pixels[chosen], sparse.depths[chosen]
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)
+    in_camera = homogeneous @ torch.linalg.inv(data.intrinsics.to(pixels)).T * depths[:, None]
+    obj_from_cam = invert_rigid(data.cam_from_obj[k].to(pixels))[frames]
+    points = (obj_from_cam[:, :3, :3] @ in_camera[:, :, None]).squeeze(-1) + obj_from_cam[:, :3, 3]
+    columns, rows = pixels.floor().long().unbind(-1)
+    colors = data.images[frames, rows.clamp(0, data.height - 1), columns.clamp(0, data.width - 1)]
+    return points.float(), colors.float() / 255
