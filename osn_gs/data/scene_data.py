@@ -30,6 +30,7 @@ class HeldOutView:
 
     The camera stands in the background's frame and units; the objects stand as at training frame
     `time_step`. `depth` is true z-depth (any unit) and `object_ids` true ids, where the set has them.
+    `intrinsics` is None where the camera is the training camera (some real sets film tests with another one).
     """
 
     name: str
@@ -38,6 +39,7 @@ class HeldOutView:
     image: UInt8[Tensor, "h w 3"]
     object_ids: UInt8[Tensor, "h w"] | None = None
     depth: Float[Tensor, "h w"] | None = None
+    intrinsics: Float[Tensor, "3 3"] | None = None
 
 
 @dataclass(frozen=True)

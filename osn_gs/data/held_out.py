@@ -1,0 +1,146 @@
+"""Held-out views: images training never sees, their cameras brought into the background's frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osn_gs.data.downscale import downscale_depth, downscale_ids, downscale_image
+from osn_gs.data.osn_files import (
+    FrameRecord,
+    Transforms,
+    read_depth_sequence,
+    read_image_sequence,
+    read_mask_sequence,
+    read_transforms,
+)
+from osn_gs.data.scene_data import HeldOutView
+from osn_gs.errors import DatasetError
+from osn_gs.geometry.alignment import Similarity
+from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv, rigid_matrix
+
+SPLITS = ("test", "stereo")
+
+
+def read_held_out(
+    folder: Path,
+    train: Transforms,
+    cam_from_background: Float[Tensor, "t 4 4"],
+    background_scale: float | None,
+    pixel_center: float,
+    downscale: int,
+) -> dict[str, tuple[HeldOutView, ...]]:
+    """Views of every split the folder has, by split name.
+
+    `cam_from_background` are the training cameras (OpenCV axes) as training will use them;
+    `background_scale` is the background's true scale where it is known exactly.
+    """
+    background_from_world = align_cameras(
+        torch.stack([opengl_to_opencv(torch.from_numpy(frame.world_from_cam)) for frame in train.frames]),
+        invert_rigid(cam_from_background),
+        None if background_scale is None else 1 / background_scale,
+    )
+    splits = {}
+    for split in SPLITS:
+        if (folder / f"transforms_{split}.json").is_file():
+            views = _read_split(
+                folder, split, train, cam_from_background, background_from_world, pixel_center, downscale
+            )
+            if views:
+                splits[split] = views
+    return splits
+
+
+def align_cameras(
+    world_from_cam: Float[Tensor, "t 4 4"], background_from_cam: Float[Tensor, "t 4 4"], scale: float | None = None
+) -> Similarity:
+    """The similarity from the true world to the background's frame that takes each camera closest to its counterpart.
+
+    Orientations fix the rotation (so a straight path, or one that stands still, is enough), centres the
+    translation and, where `scale` is not given, the scale.
+    """
+    left, _, right = torch.linalg.svd((background_from_cam[:, :3, :3] @ world_from_cam[:, :3, :3].mT).sum(0))
+    signs = torch.ones(3, dtype=left.dtype)
+    signs[2] = torch.sign(torch.linalg.det(left @ right))
+    rotation = left @ torch.diag(signs) @ right
+    world_centres, background_centres = world_from_cam[:, :3, 3] @ rotation.T, background_from_cam[:, :3, 3]
+    world_mean, background_mean = world_centres.mean(0), background_centres.mean(0)
+    if scale is None:
+        world_path, background_path = world_centres - world_mean, background_centres - background_mean
+        if world_path.norm() == 0:
+            raise DatasetError(
+                "the training camera stands still: held-out cameras cannot be placed without a known scale."
+            )
+        scale = float((world_path * background_path).sum() / world_path.square().sum())
+    return Similarity(scale, rotation, background_mean - scale * world_mean)
+
+
+def pinhole(transforms: Transforms, pixel_center: float, downscale: int) -> Float[Tensor, "3 3"]:
+    """Intrinsics for pixel centres at +0.5.
+
+    In a file's own pixel coordinates the principal point is (W/2, H/2) and the first pixel's centre is at
+    `pixel_center`: 0 in the released code, which uses integer pixel numbers as they stand, 0.5 in images of real
+    and Blender cameras taken at their word.
+    """
+    shift = 0.5 - pixel_center
+    focal, cx, cy = transforms.focal, 0.5 * transforms.width + shift, 0.5 * transforms.height + shift
+    matrix = torch.tensor([[focal, 0, cx], [0, focal, cy], [0, 0, 1]], dtype=torch.float64)
+    matrix[:2] /= downscale
+    return matrix
+
+
+def _read_split(
+    folder: Path,
+    split: str,
+    train: Transforms,
+    cam_from_background: Float[Tensor, "t 4 4"],
+    background_from_world: Similarity,
+    pixel_center: float,
+    downscale: int,
+) -> tuple[HeldOutView, ...]:
+    transforms = read_transforms(folder / f"transforms_{split}.json")
+    if not transforms.frames:
+        return ()
+    images = read_image_sequence(folder / f"images_{split}", transforms)
+    masks, depths = folder / f"segm_{split}", folder / f"depth_{split}"
+    ids = read_mask_sequence(masks, transforms) if masks.is_dir() else [None] * len(images)
+    depths = read_depth_sequence(depths, transforms) if depths.is_dir() else [None] * len(images)
+    views = []
+    for index, frame in enumerate(transforms.frames):
+        where = f"{transforms.path}: frame {index}"
+        if not 0 <= frame.time_step < len(train.frames):
+            raise DatasetError(
+                f"{where}: time_step is {frame.time_step}; expected a training frame 0 to {len(train.frames) - 1}."
+            )
+        views.append(
+            HeldOutView(
+                name=f"{split}/{index:04d}",
+                time_step=frame.time_step,
+                cam_from_background=_camera(frame, split, cam_from_background, background_from_world).float(),
+                image=torch.from_numpy(downscale_image(images[index], downscale)),
+                object_ids=None if ids[index] is None else torch.from_numpy(downscale_ids(ids[index], downscale)),
+                depth=None if depths[index] is None else _depth_tensor(depths[index], downscale, ids[index]),
+                intrinsics=pinhole(transforms, pixel_center, downscale).float(),
+            )
+        )
+    return tuple(views)
+
+
+def _camera(
+    frame: FrameRecord, split: str, cam_from_background: Float[Tensor, "t 4 4"], background_from_world: Similarity
+) -> Float[Tensor, "4 4"]:
+    """A held-out camera: in synthetic test sets training camera number `view`, else the frame's own matrix."""
+    if split == "test" and frame.world_from_obj is not None and 0 <= frame.view < len(cam_from_background):
+        return cam_from_background[frame.view]
+    world_from_cam = opengl_to_opencv(torch.from_numpy(frame.world_from_cam))
+    rotation = background_from_world.rotation @ world_from_cam[:3, :3]
+    centre = background_from_world.apply(world_from_cam[None, :3, 3])[0]
+    return invert_rigid(rigid_matrix(rotation, centre))
+
+
+def _depth_tensor(depth: Float[np.ndarray, "h w"], downscale: int, ids: np.ndarray | None) -> Float[Tensor, "h2 w2"]:
+    return torch.from_numpy(downscale_depth(depth, downscale, ids)).float()

@@ -1,0 +1,285 @@
+"""Reading single files of the released OSN layout, each with the checks that belong to it.
+
+Arrays come back as the files hold them: numpy, OpenGL camera axes, full size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from osn_gs.errors import DatasetError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """One entry of `frames` in a transforms file; poses in OpenGL axes and the file's world."""
+
+    world_from_cam: Float[np.ndarray, "4 4"]
+    view: int
+    time_step: int
+    world_from_obj: Float[np.ndarray, "k 4 4"] | None
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """A transforms_*.json: one camera model (pixels of the original size) and its frames."""
+
+    path: Path
+    height: int
+    width: int
+    focal: float
+    pixel_center: float | None
+    frames: tuple[FrameRecord, ...]
+
+    @property
+    def has_object_poses(self) -> bool:
+        return len(self.frames) > 0 and all(frame.world_from_obj is not None for frame in self.frames)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        DatasetError: the file is missing or is not JSON.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; a scene folder needs it (see the README on scene folders).")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not valid JSON ({error}).") from None
+
+
+def read_transforms(path: Path) -> Transforms:
+    """Camera model and frames of a transforms file, synthetic (camera_angle_x) or real (focal) variant.
+
+    Raises:
+        DatasetError: a key is missing or of a wrong kind, or a pose holds NaN or is no 4x4 matrix.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise DatasetError(f"{path}: expected an object with a list `frames`.")
+    height, width = (int(_number(content, key, str(path))) for key in ("img_h", "img_w"))
+    if "camera_angle_x" in content:
+        focal = 0.5 * width / math.tan(0.5 * _number(content, "camera_angle_x", str(path)))
+    elif "focal" in content:
+        focal = _number(content, "focal", str(path))
+    else:
+        raise DatasetError(f"{path}: has neither `camera_angle_x` (radians) nor `focal` (pixels); add one.")
+    if not 0 < focal < 100 * width:
+        raise DatasetError(
+            f"{path}: focal length comes to {focal:g} px for images {width} px wide; expected 0 to 100 x."
+        )
+    pixel_center = _number(content, "pixel_center", str(path)) if "pixel_center" in content else None
+    frames = tuple(_read_frame(frame, f"{path}: frame {i}", i) for i, frame in enumerate(content["frames"]))
+    return Transforms(path, height, width, focal, pixel_center, frames)
+
+
+def _number(content: dict[str, Any], key: str, where: str) -> float:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DatasetError(f"{where}: expected a finite number for `{key}`, got {value!r}.")
+    return float(value)
+
+
+def _read_frame(frame: Any, where: str, index: int) -> FrameRecord:
+    if not isinstance(frame, dict) or "transform_matrix" not in frame:
+        raise DatasetError(f"{where}: has no `transform_matrix` (4x4 camera-to-world).")
+    world_from_cam = check_rigid(_array(frame["transform_matrix"], where), f"{where}: transform_matrix")
+    world_from_obj = None
+    if "object_poses" in frame:
+        world_from_obj = _array(frame["object_poses"], where)
+        if world_from_obj.ndim != 3:
+            raise DatasetError(f"{where}: object_poses has shape {world_from_obj.shape}; expected (K, 4, 4).")
+        for k, pose in enumerate(world_from_obj):
+            check_rigid(pose, f"{where}: object_poses[{k}]")
+    numbers = {"view": index, "time_step": index, **frame}
+    view, time_step = (int(_number(numbers, key, where)) for key in ("view", "time_step"))
+    return FrameRecord(world_from_cam, view, time_step, world_from_obj)
+
+
+def _array(values: Any, where: str) -> Float[np.ndarray, "..."]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DatasetError(f"{where}: a pose is not a matrix of numbers.") from None
+
+
+def check_rigid(pose: Float[np.ndarray, "4 4"], where: str) -> Float[np.ndarray, "4 4"]:
+    """`pose` with an exactly orthogonal rotation, after checking that it is a rigid transform.
+
+    Raises:
+        DatasetError: wrong shape, NaN or infinity, or a rotation that is off by more than 1e-2.
+    """
+    if pose.shape != (4, 4):
+        raise DatasetError(f"{where}: has shape {pose.shape}; expected a 4x4 matrix.")
+    if not np.isfinite(pose).all():
+        raise DatasetError(f"{where}: holds NaN or infinity; leave the frame out or mark it in visK.npy.")
+    left, _, right = np.linalg.svd(pose[:3, :3])
+    rotation = left @ right
+    if np.linalg.det(rotation) < 0 or np.abs(rotation - pose[:3, :3]).max() > 1e-2:
+        raise DatasetError(f"{where}: the 3x3 part is no rotation; expected a rigid transform without scale.")
+    rigid = np.eye(4)
+    rigid[:3, :3], rigid[:3, 3] = rotation, pose[:3, 3]
+    return rigid
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An RGB image.
+
+    Raises:
+        DatasetError: the file cannot be decoded.
+    """
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DatasetError(f"{path}: cannot be read as an image.")
+    return np.ascontiguousarray(pixels[..., ::-1])
+
+
+def read_image_sequence(folder: Path, transforms: Transforms) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Images %04d.png (or .jpg) of `folder`, one per frame of `transforms` and of its size.
+
+    Raises:
+        DatasetError: a frame is missing or has another size.
+    """
+    images = []
+    for index in range(len(transforms.frames)):
+        path = _frame_image(folder, index, len(transforms.frames))
+        image = read_image(path)
+        expected = (transforms.height, transforms.width)
+        if image.shape[:2] != expected:
+            raise DatasetError(
+                f"{path}: image is {_size(image.shape)} but {transforms.path.name} says {_size(expected)} "
+                "(height x width); correct img_h and img_w or resize the image."
+            )
+        images.append(image)
+    return images
+
+
+def _frame_image(folder: Path, index: int, count: int) -> Path:
+    for suffix in IMAGE_SUFFIXES:
+        path = folder / f"{index:04d}{suffix}"
+        if path.is_file():
+            return path
+    raise DatasetError(
+        f"{folder / f'{index:04d}.png'}: image of frame {index} is missing; expected {count} images "
+        f"0000 to {count - 1:04d} (.png or .jpg)."
+    )
+
+
+def read_mask_sequence(folder: Path, transforms: Transforms) -> UInt8[np.ndarray, "t h w"]:
+    """Object ids of every frame: the .npy or indexed .png files of `folder` in the order of their names.
+
+    Raises:
+        DatasetError: their number is not the number of frames, or one has another size or other values.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; expected one mask (.npy or indexed .png) per frame in it.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".npy")
+    paths = paths or sorted(path for path in folder.iterdir() if path.suffix == ".png")
+    if len(paths) != len(transforms.frames):
+        raise DatasetError(
+            f"{folder}: holds {len(paths)} masks but {transforms.path.name} has {len(transforms.frames)} frames; "
+            "expected one mask per frame."
+        )
+    return np.stack([_read_mask(path, (transforms.height, transforms.width)) for path in paths])
+
+
+def _read_mask(path: Path, expected_size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    ids = read_array(path) if path.suffix == ".npy" else _read_indexed_png(path)
+    if ids.shape != expected_size:
+        raise DatasetError(
+            f"{path}: mask is {_size(ids.shape)} but the images are {_size(expected_size)} (height x width); "
+            "masks must have the images' size."
+        )
+    if not (np.isfinite(ids).all() and (ids == np.floor(ids)).all() and ids.min() >= 0 and ids.max() <= 255):
+        raise DatasetError(f"{path}: mask values must be whole object ids 0 to 255; got {ids.min()} to {ids.max()}.")
+    return ids.astype(np.uint8)
+
+
+def _read_indexed_png(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Palette indices (not colours) of a PNG, or the values of a grey one."""
+    from PIL import Image  # OpenCV resolves palettes to colours
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "I", "I;16", "1"):
+                raise DatasetError(
+                    f"{path}: mask is a {image.mode} picture; expected an indexed or grey PNG of object ids."
+                )
+            return np.asarray(image)
+    except OSError:
+        raise DatasetError(f"{path}: cannot be read as an image.") from None
+
+
+def check_object_ids(ids: UInt8[np.ndarray, "t h w"], folder: Path, num_objects: int | None = None) -> int:
+    """The number of objects K in a set of masks, background included.
+
+    Raises:
+        DatasetError: an id in 0..K-1 is never seen, or there is nothing besides one object.
+    """
+    seen = np.flatnonzero(np.bincount(ids.ravel(), minlength=1))
+    count = int(seen.max()) + 1 if num_objects is None else num_objects
+    if seen.max() >= count:
+        raise DatasetError(
+            f"{folder}: masks have ids up to {seen.max()} but the scene has {count} objects (0 to {count - 1})."
+        )
+    missing = sorted(set(range(count)) - set(seen.tolist()))
+    if missing and count > 1:
+        raise DatasetError(
+            f"{folder}: mask ids have a gap: {missing} never occur(s) among 0 to {count - 1}; number the objects "
+            "0 (background), 1, 2, ... without holes."
+        )
+    if count < 2:
+        raise DatasetError(
+            f"{folder}: masks show only one object (id {seen[0]}); expected the background (0) "
+            "and at least one moving object (1)."
+        )
+    return count
+
+
+def read_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+    """A .npy array, its shape checked against `shape` (None for any length).
+
+    Raises:
+        DatasetError: missing, unreadable, or of another shape.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file.")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise DatasetError(f"{path}: cannot be read as a .npy array of numbers.") from None
+    if shape is not None:
+        fits = len(array.shape) == len(shape) and all(
+            n is None or n == m for n, m in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            expected = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+            raise DatasetError(f"{path}: has shape {array.shape}; expected {expected}.")
+    return array
+
+
+def read_depth_sequence(folder: Path, transforms: Transforms) -> Float[np.ndarray, "t h w"]:
+    """True z-depths %04d.npy of every frame, float64.
+
+    Raises:
+        DatasetError: a file is missing or of another size.
+    """
+    size = (transforms.height, transforms.width)
+    paths = [folder / f"{index:04d}.npy" for index in range(len(transforms.frames))]
+    return np.stack([read_array(path, size).astype(np.float64) for path in paths])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(str(n) for n in shape[:2])

@@ -1,0 +1,161 @@
+"""Stand-in for structure-from-motion made from a synthetic scene's truth.
+
+Poses are exact; points carry noise. As after real structure-from-motion, every object has a gauge of its own:
+its own rotation, origin and unit of length, which say nothing of its true size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from osn_gs.data.reconstruction import ObjectReconstruction
+from osn_gs.data.scene_data import SparsePoints
+from osn_gs.errors import DatasetError
+from osn_gs.geometry.se3 import quat_to_rotmat
+
+TRACKS_PER_OBJECT = 1000  # what a per-object reconstruction keeps (METHOD: about 1,000 tracks)
+POINT_NOISE = 0.002  # standard deviation of a 3-D point, of its depth
+PIXEL_NOISE = 0.3  # standard deviation of an observation, in pixels
+SAME_SURFACE = 0.01  # relative depth difference below which a point counts as seen
+
+
+def reconstruct_from_truth(
+    cam_from_obj: Float[Tensor, "k t 4 4"],
+    object_ids: UInt8[Tensor, "t h w"],
+    depths: Float[Tensor, "t h w"],
+    intrinsics: Float[Tensor, "3 3"],
+    generator: torch.Generator,
+) -> tuple[ObjectReconstruction, ...]:
+    """One reconstruction per object, each in a random gauge, from true poses, ids and z-depths (float64).
+
+    Raises:
+        DatasetError: an object is never seen.
+    """
+    objects = []
+    for k, true_cam_from_obj in enumerate(cam_from_obj):
+        seen = object_ids == k
+        points = observe_surface_points(true_cam_from_obj, seen, depths, intrinsics, generator, name=f"object {k}")
+        objects.append(in_random_gauge(true_cam_from_obj, seen.flatten(1).any(1), points, generator))
+    return tuple(objects)
+
+
+def observe_surface_points(
+    cam_from_obj: Float[Tensor, "t 4 4"],
+    seen: Bool[Tensor, "t h w"],
+    depths: Float[Tensor, "t h w"],
+    intrinsics: Float[Tensor, "3 3"],
+    generator: torch.Generator,
+    name: str,
+) -> SparsePoints:
+    """Noisy sparse points of one object in true units, one row per point and frame that sees it.
+
+    A surface point is drawn in one frame and followed by the true poses into every other frame where its
+    predicted pixel shows this object at the predicted depth.
+    """
+    frames, points_cam = _draw_surface_points(seen, depths, intrinsics, generator, name)
+    rotations, translations = cam_from_obj[:, :3, :3], cam_from_obj[:, :3, 3]
+    points_obj = torch.einsum("nij,ni->nj", rotations[frames], points_cam - translations[frames])
+    noise = POINT_NOISE * points_cam[:, 2:] * _normal(points_obj.shape, generator)
+
+    true_cam = torch.einsum("tij,nj->tni", rotations, points_obj) + translations[:, None]
+    true_pixels = project(true_cam, intrinsics)
+    observed_frames, observed_points = torch.nonzero(_is_seen(true_cam, true_pixels, seen, depths), as_tuple=True)
+
+    estimated_cam = true_cam + torch.einsum("tij,nj->tni", rotations, noise)
+    estimated_pixels = project(estimated_cam, intrinsics)[observed_frames, observed_points]
+    pixels = true_pixels[observed_frames, observed_points]
+    pixels = pixels + PIXEL_NOISE * _normal(pixels.shape, generator)
+    errors = (pixels - estimated_pixels).norm(dim=-1)
+    return SparsePoints(
+        frames=observed_frames,
+        pixels=pixels,
+        depths=estimated_cam[observed_frames, observed_points, 2],
+        errors=errors,
+        weights=error_weights(errors),
+    )
+
+
+def error_weights(errors: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """Weights of observations by reprojection error, 2 exp(-(e / mean e)^2), as in the released code (METHOD 3)."""
+    return 2 * torch.exp(-((errors / errors.mean().clamp_min(1e-12)) ** 2))
+
+
+def project(points_cam: Float[Tensor, "*batch 3"], intrinsics: Float[Tensor, "3 3"]) -> Float[Tensor, "*batch 2"]:
+    """Continuous pixel positions (pixel centres at +0.5) of points in OpenCV camera coordinates."""
+    homogeneous = points_cam @ intrinsics.T
+    return homogeneous[..., :2] / homogeneous[..., 2:]
+
+
+def unproject(
+    pixels: Float[Tensor, "*batch 2"], depths: Float[Tensor, "*batch"], intrinsics: Float[Tensor, "3 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """Points in OpenCV camera coordinates at z-depth `depths` behind continuous pixel positions."""
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
+    return depths[..., None] * (homogeneous @ torch.linalg.inv(intrinsics).T)
+
+
+def in_random_gauge(
+    true_cam_from_obj: Float[Tensor, "t 4 4"],
+    visible: Bool[Tensor, "t"],
+    points: SparsePoints,
+    generator: torch.Generator,
+) -> ObjectReconstruction:
+    """The object with its frame turned and shifted at random, in a random unit of length.
+
+    With x_gauge = g (Q x_true + q) the pose becomes R Q^T, g (t - R Q^T q): every p_cam is multiplied by g, so
+    1 / g is the object's true scale.
+    """
+    turn = quat_to_rotmat(_normal((4,), generator))
+    shift = _normal((3,), generator)
+    length = math.exp(float(0.5 * _normal((1,), generator)))
+    cam_from_obj = true_cam_from_obj.clone()
+    cam_from_obj[:, :3, :3] = true_cam_from_obj[:, :3, :3] @ turn.T
+    cam_from_obj[:, :3, 3] = length * (true_cam_from_obj[:, :3, 3] - cam_from_obj[:, :3, :3] @ shift)
+    points = SparsePoints(points.frames, points.pixels, length * points.depths, points.errors, points.weights)
+    return ObjectReconstruction(cam_from_obj, visible, points, true_scale=1 / length)
+
+
+def _draw_surface_points(
+    seen: Bool[Tensor, "t h w"],
+    depths: Float[Tensor, "t h w"],
+    intrinsics: Float[Tensor, "3 3"],
+    generator: torch.Generator,
+    name: str,
+) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 3"]]:
+    """Frames and camera coordinates of surface points: about the same number from every frame that sees the object."""
+    frames_seen = torch.nonzero(seen.flatten(1).any(1)).squeeze(1)
+    if len(frames_seen) == 0:
+        raise DatasetError(f"{name} is never seen in the masks; expected every object in at least one frame.")
+    quota = math.ceil(TRACKS_PER_OBJECT / len(frames_seen))
+    frames, points = [], []
+    for frame in frames_seen.tolist():
+        rows_columns = torch.nonzero(seen[frame])
+        chosen = rows_columns[torch.randperm(len(rows_columns), generator=generator)[:quota]]
+        pixels = chosen.flip(-1).to(depths.dtype) + 0.5
+        points.append(unproject(pixels, depths[frame][chosen[:, 0], chosen[:, 1]], intrinsics))
+        frames.append(torch.full((len(chosen),), frame))
+    return torch.cat(frames), torch.cat(points)
+
+
+def _is_seen(
+    points_cam: Float[Tensor, "t n 3"],
+    pixels: Float[Tensor, "t n 2"],
+    seen: Bool[Tensor, "t h w"],
+    depths: Float[Tensor, "t h w"],
+) -> Bool[Tensor, "t n"]:
+    height, width = seen.shape[1:]
+    inside = (points_cam[..., 2] > 0) & (pixels >= 0).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
+    columns = pixels[..., 0].nan_to_num(0).clamp(0, width - 1).long()
+    rows = pixels[..., 1].nan_to_num(0).clamp(0, height - 1).long()
+    frames = torch.arange(len(seen))[:, None].expand_as(rows)
+    surface = depths[frames, rows, columns]
+    on_surface = (points_cam[..., 2] - surface).abs() < SAME_SURFACE * surface
+    return inside & seen[frames, rows, columns] & on_surface
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "..."]:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
