@@ -18,6 +18,7 @@ from osn_gs.data.osn_files import (
     read_mask_sequence,
     read_transforms,
 )
+from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import DatasetError
 from osn_gs.geometry.alignment import Similarity
@@ -79,18 +80,13 @@ def align_cameras(
     return Similarity(scale, rotation, background_mean - scale * world_mean)
 
 
-def pinhole(transforms: Transforms, pixel_center: float, downscale: int) -> Float[Tensor, "3 3"]:
-    """Intrinsics for pixel centres at +0.5.
-
-    In a file's own pixel coordinates the principal point is (W/2, H/2) and the first pixel's centre is at
-    `pixel_center`: 0 in the released code, which uses integer pixel numbers as they stand, 0.5 in images of real
-    and Blender cameras taken at their word.
-    """
-    shift = 0.5 - pixel_center
-    focal, cx, cy = transforms.focal, 0.5 * transforms.width + shift, 0.5 * transforms.height + shift
-    matrix = torch.tensor([[focal, 0, cx], [0, focal, cy], [0, 0, 1]], dtype=torch.float64)
-    matrix[:2] /= downscale
-    return matrix
+def camera_in_background(
+    world_from_cam: Float[Tensor, "4 4"], background_from_world: Similarity
+) -> Float[Tensor, "4 4"]:
+    """cam_from_background of a camera that is known in the true world (OpenCV axes)."""
+    rotation = background_from_world.rotation @ world_from_cam[:3, :3]
+    centre = background_from_world.apply(world_from_cam[None, :3, 3])[0]
+    return invert_rigid(rigid_matrix(rotation, centre))
 
 
 def _read_split(
@@ -124,7 +120,7 @@ def _read_split(
                 image=torch.from_numpy(downscale_image(images[index], downscale)),
                 object_ids=None if ids[index] is None else torch.from_numpy(downscale_ids(ids[index], downscale)),
                 depth=None if depths[index] is None else _depth_tensor(depths[index], downscale, ids[index]),
-                intrinsics=pinhole(transforms, pixel_center, downscale).float(),
+                intrinsics=intrinsics_of(transforms, pixel_center, downscale).float(),
             )
         )
     return tuple(views)
@@ -136,10 +132,7 @@ def _camera(
     """A held-out camera: in synthetic test sets training camera number `view`, else the frame's own matrix."""
     if split == "test" and frame.world_from_obj is not None and 0 <= frame.view < len(cam_from_background):
         return cam_from_background[frame.view]
-    world_from_cam = opengl_to_opencv(torch.from_numpy(frame.world_from_cam))
-    rotation = background_from_world.rotation @ world_from_cam[:3, :3]
-    centre = background_from_world.apply(world_from_cam[None, :3, 3])[0]
-    return invert_rigid(rigid_matrix(rotation, centre))
+    return camera_in_background(opengl_to_opencv(torch.from_numpy(frame.world_from_cam)), background_from_world)
 
 
 def _depth_tensor(depth: Float[np.ndarray, "h w"], downscale: int, ids: np.ndarray | None) -> Float[Tensor, "h2 w2"]:

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from osn_gs.data.downscale import downscale_depth, downscale_ids, downscale_image
-from osn_gs.data.held_out import pinhole, read_held_out
+from osn_gs.data.held_out import read_held_out
 from osn_gs.data.osn_files import (
     Transforms,
     check_object_ids,
@@ -32,8 +32,9 @@ from osn_gs.data.osn_files import (
     read_mask_sequence,
     read_transforms,
 )
+from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.preproc import count_objects, find_preproc, read_preproc
-from osn_gs.data.reconstruction import ObjectReconstruction, normalize_background, normalize_object
+from osn_gs.data.reconstruction import ObjectReconstruction, normalize_object, to_scene_units
 from osn_gs.data.scene_data import SceneData, SceneTruth, SparsePoints
 from osn_gs.data.true_poses import reconstruct_from_truth
 from osn_gs.errors import DatasetError
@@ -85,17 +86,17 @@ def load_scene(
     images = read_image_sequence(folder / "images_train", transforms)
     object_ids = _read_object_ids(folder, transforms, preproc_folder)
     objects = _read_reconstructions(folder, transforms, preproc_folder, object_ids, pixel_center, seed)
-    objects = (
-        normalize_background(objects[0], far) if preproc_folder is None else objects[0],
-        *(normalize_object(obj, near, far, f"{folder}: object {k}") for k, obj in enumerate(objects) if k > 0),
-    )
+    if preproc_folder is None:
+        objects = to_scene_units(objects, near, far)
+    else:
+        objects = (objects[0], *(normalize_object(obj, near, far, str(folder)) for obj in objects[1:]))
     cam_from_background = objects[0].cam_from_obj
     known_scale = objects[0].true_scale if preproc_folder is None else None
     return SceneData(
         name=folder.resolve().name,
         images=torch.from_numpy(np.stack([downscale_image(image, downscale) for image in images])),
         object_ids=torch.from_numpy(np.stack([downscale_ids(ids, downscale) for ids in object_ids])),
-        intrinsics=pinhole(transforms, pixel_center, downscale).float(),
+        intrinsics=intrinsics_of(transforms, pixel_center, downscale).float(),
         cam_from_obj=torch.stack([obj.cam_from_obj for obj in objects]).float(),
         visible=torch.stack([obj.visible for obj in objects]),
         sparse_points=tuple(_to_single_precision(obj.points, downscale) for obj in objects),
@@ -156,7 +157,7 @@ def _read_reconstructions(
         true_cam_from_obj(transforms),
         torch.from_numpy(object_ids),
         torch.from_numpy(read_depth_sequence(folder / "depth_train", transforms)),
-        pinhole(transforms, pixel_center, downscale=1),
+        intrinsics_of(transforms, pixel_center, downscale=1),
         torch.Generator().manual_seed(seed),
     )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from osn_gs.data.scene_data import SparsePoints
-from osn_gs.errors import DatasetError
+from osn_gs.object_scales.ranges import background_unit_factor, initial_scale_range
 
 
 @dataclass(frozen=True)
@@ -40,38 +40,30 @@ def change_units(obj: ObjectReconstruction, factor: float) -> ObjectReconstructi
     )
 
 
-def initial_scale_range(points: SparsePoints, near: float, far: float) -> tuple[float, float]:
-    """Scales that keep an object's points between near and far: [1.05 near / close, 0.95 far / inf] (METHOD 3)."""
-    close, distant = depth_extent(points)
-    return 1.05 * near / close, 0.95 * far / distant
-
-
-def depth_extent(points: SparsePoints) -> tuple[float, float]:
-    """Smallest 5th and largest 95th percentile of the points' depths over the frames."""
-    percentiles = [
-        torch.quantile(points.depths[points.frames == frame], torch.tensor([0.05, 0.95], dtype=points.depths.dtype))
-        for frame in points.frames.unique()
-    ]
-    lows, highs = torch.stack(percentiles).unbind(-1)
-    return float(lows.min()), float(highs.max())
-
-
 def normalize_background(background: ObjectReconstruction, far: float) -> ObjectReconstruction:
     """The background in the scene's units: its far points stand at 0.95 far, so that its scale is 1."""
-    _, distant = depth_extent(background.points)
-    return change_units(background, 0.95 * far / distant)
+    return change_units(background, background_unit_factor(_depths_by_frame(background.points), far))
 
 
 def normalize_object(obj: ObjectReconstruction, near: float, far: float, name: str) -> ObjectReconstruction:
-    """A moving object in units in which the middle of its initial scale range is 1.
+    """A moving object in units in which the middle of its initial scale range is 1 (METHOD 3).
 
     Raises:
         DatasetError: no scale keeps the object's points between near and far.
     """
-    lo, hi = obj.scale_range or initial_scale_range(obj.points, near, far)
-    if not 0 < lo < hi:
-        raise DatasetError(
-            f"{name}: initial scale range [{lo:.3g}, {hi:.3g}] is empty: its depths do not fit between near {near:g} "
-            f"and far {far:g}; lower near or raise far."
-        )
-    return change_units(replace(obj, scale_range=(lo, hi)), 0.5 * (lo + hi))
+    if obj.scale_range is not None:
+        return change_units(obj, 0.5 * sum(obj.scale_range))
+    initial = initial_scale_range(_depths_by_frame(obj.points), near, far, name)
+    return replace(change_units(obj, initial.unit_factor), scale_range=(initial.lo, initial.hi))
+
+
+def to_scene_units(
+    objects: Sequence[ObjectReconstruction], near: float, far: float
+) -> tuple[ObjectReconstruction, ...]:
+    """Every object of a fresh reconstruction in the units training expects; the background comes first."""
+    moving = (normalize_object(obj, near, far, f"object {k}") for k, obj in enumerate(objects) if k > 0)
+    return (normalize_background(objects[0], far), *moving)
+
+
+def _depths_by_frame(points: SparsePoints) -> list[Float[Tensor, "n"]]:
+    return [points.depths[points.frames == frame] for frame in points.frames.unique()]

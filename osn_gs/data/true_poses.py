@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from osn_gs.data.pinhole import project, unproject
 from osn_gs.data.reconstruction import ObjectReconstruction
 from osn_gs.data.scene_data import SparsePoints
 from osn_gs.errors import DatasetError
@@ -82,20 +83,6 @@ def observe_surface_points(
 def error_weights(errors: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
     """Weights of observations by reprojection error, 2 exp(-(e / mean e)^2), as in the released code (METHOD 3)."""
     return 2 * torch.exp(-((errors / errors.mean().clamp_min(1e-12)) ** 2))
-
-
-def project(points_cam: Float[Tensor, "*batch 3"], intrinsics: Float[Tensor, "3 3"]) -> Float[Tensor, "*batch 2"]:
-    """Continuous pixel positions (pixel centres at +0.5) of points in OpenCV camera coordinates."""
-    homogeneous = points_cam @ intrinsics.T
-    return homogeneous[..., :2] / homogeneous[..., 2:]
-
-
-def unproject(
-    pixels: Float[Tensor, "*batch 2"], depths: Float[Tensor, "*batch"], intrinsics: Float[Tensor, "3 3"]
-) -> Float[Tensor, "*batch 3"]:
-    """Points in OpenCV camera coordinates at z-depth `depths` behind continuous pixel positions."""
-    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-    return depths[..., None] * (homogeneous @ torch.linalg.inv(intrinsics).T)
 
 
 def in_random_gauge(
