@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +88,13 @@ def _progress(time_step: int, num_frames: int) -> float:
 
 def _render(viewpoints: list[Viewpoint], grid: PinholeGrid, num_frames: int) -> list[RenderedView]:
     objects = demo_scene.objects()
-    return [
-        render_view(objects, demo_scene.object_poses(_progress(v.time_step, num_frames)), v.world_from_cam, grid, LIGHT)
-        for v in viewpoints
-    ]
+
+    def render(viewpoint: Viewpoint) -> RenderedView:
+        world_from_obj = demo_scene.object_poses(_progress(viewpoint.time_step, num_frames))
+        return render_view(objects, world_from_obj, viewpoint.world_from_cam, grid, LIGHT)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # NumPy works outside the interpreter lock
+        return list(pool.map(render, viewpoints))
 
 
 def _assemble(

@@ -202,9 +202,9 @@ def object_poses(progress: float) -> Float[np.ndarray, "4 4 4"]:
     return np.stack(
         [
             np.eye(4),
-            on_table(-0.62 + 1.22 * progress, -0.52 + 0.16 * (2 * progress - 1) ** 2, -14 + 28 * progress),
+            on_table(-0.57 + 1.17 * progress, -0.6 + 0.16 * (2 * progress - 1) ** 2, -14 + 28 * progress),
             on_table(*tower, 100 * progress),
-            on_table(tower[0] + 0.42 * math.cos(orbit), tower[1] + 0.37 * math.sin(orbit), 200 - 130 * progress),
+            on_table(tower[0] + 0.47 * math.cos(orbit), tower[1] + 0.43 * math.sin(orbit), 200 - 220 * progress),
         ]
     )
 

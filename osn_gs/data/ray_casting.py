@@ -5,17 +5,19 @@ Rays are origin + t direction with directions of z = 1 in the camera, so t is th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 Texture = Callable[[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]]
 """Colours in [0, 1] of points, given with their normals in the solid's own axes, metres from its centre."""
 
 NEAREST = 1e-3
+BUNDLE = 32  # rays tested together against the ball around a solid
 AMBIENT, DIFFUSE = 0.62, 0.4
 
 
@@ -86,15 +88,16 @@ class Frustum:
         a = directions[:, 0] ** 2 + directions[:, 1] ** 2 - (slope * directions[:, 2]) ** 2
         b = directions[:, :2] @ origin[:2] - slope * middle * directions[:, 2]
         c = origin[0] ** 2 + origin[1] ** 2 - middle**2
-        candidates = [*_both_roots(a, b, c)]
-        for i, t in enumerate(candidates):
-            candidates[i] = np.where(np.abs(origin[2] + t * directions[:, 2]) <= 1, t, np.inf)
+        nearest = np.full(len(directions), np.inf, directions.dtype)
+        for t in _both_roots(a, b, c):
+            on_side = (np.abs(origin[2] + t * directions[:, 2]) <= 1) & (t > NEAREST)
+            nearest = np.where(on_side & (t < nearest), t, nearest)
         for height, lid in ((-1.0, 1.0), (1.0, self.top)):
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = (height - origin[2]) / directions[:, 2]
-                on_lid = ((origin[:2] + t[:, None] * directions[:, :2]) ** 2).sum(1) <= lid**2
-            candidates.append(np.where(on_lid, t, np.inf))
-        return np.min([np.where(t > NEAREST, t, np.inf) for t in candidates], axis=0)
+                across = (origin[0] + t * directions[:, 0]) ** 2 + (origin[1] + t * directions[:, 1]) ** 2
+            nearest = np.where((across <= lid**2) & (t > NEAREST) & (t < nearest), t, nearest)
+        return nearest
 
     def normals(self, points):
         normals = points.copy()
@@ -111,7 +114,7 @@ class Ring:
 
     tube: float
     radius: float = field(init=False)
-    steps: int = 24
+    steps: int = 16
 
     def __post_init__(self):
         object.__setattr__(self, "radius", 1 + self.tube)
@@ -125,7 +128,8 @@ class Ring:
         return np.where(np.abs(distance) < 2e-3, t, np.inf)
 
     def _distance(self, points):
-        return np.hypot(np.hypot(points[:, 0], points[:, 1]) - 1, points[:, 2]) - self.tube
+        from_centre_line = np.sqrt(points[:, 0] ** 2 + points[:, 1] ** 2) - 1
+        return np.sqrt(from_centre_line**2 + points[:, 2] ** 2) - self.tube
 
     def normals(self, points):
         centre_line = points * np.array([1, 1, 0], points.dtype)
@@ -147,22 +151,42 @@ class Solid:
         to_shape = self.rotation / self.half_size
         return self.shape.hit((origin - self.centre) @ to_shape, directions @ to_shape)
 
-    def passes_near(
-        self, origin: Float[np.ndarray, "3"], unit_directions: Float[np.ndarray, "n 3"]
-    ) -> Bool[np.ndarray, "n"]:
-        """Whether each ray's line meets the ball around the solid."""
-        to_centre = self.centre - origin
-        reach = (self.shape.radius * self.half_size.max()) ** 2
-        return (unit_directions @ to_centre) ** 2 >= to_centre @ to_centre - reach
-
     def colours_and_normals(
         self, points: Float[np.ndarray, "n 3"]
     ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
         """Colours and unit normals, in the object's frame, at points of the surface."""
         own = (points - self.centre) @ self.rotation
         normals = self.shape.normals(own / self.half_size) / self.half_size
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+        normals /= np.sqrt(np.maximum(_dot(normals, normals), 1e-18))[:, None]
         return self.texture(own, normals), normals @ self.rotation.T
+
+
+@dataclass(frozen=True)
+class _RayBundles:
+    """Neighbouring rays of one origin taken together as cones, so that most solids are ruled out by the bundle."""
+
+    num_rays: int
+    axes: Float[np.ndarray, "bundles 3"]
+    half_angles: Float[np.ndarray, "bundles"]
+
+    @staticmethod
+    def of(directions: Float[np.ndarray, "n 3"]) -> _RayBundles:
+        padding = -len(directions) % BUNDLE
+        padded = np.concatenate([directions, np.repeat(directions[-1:], padding, axis=0)]).reshape(-1, BUNDLE, 3)
+        unit = padded / np.sqrt(np.einsum("bni,bni->bn", padded, padded))[..., None]
+        axes = unit.mean(axis=1)
+        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+        half_angles = np.arccos(np.clip(np.einsum("bni,bi->bn", unit, axes).min(axis=1), -1, 1))
+        return _RayBundles(len(directions), axes, half_angles)
+
+    def rays_near(self, to_centre: Float[np.ndarray, "3"], radius: float) -> Int[np.ndarray, "m"]:
+        """Numbers of the rays whose bundle may meet the ball of that radius about origin + `to_centre`."""
+        distance = float(np.linalg.norm(to_centre))
+        if distance <= radius:
+            return np.arange(self.num_rays)
+        angles = np.arccos(np.clip(self.axes @ to_centre / distance, -1, 1))
+        near = angles <= self.half_angles + math.asin(radius / distance) + 1e-3
+        return np.flatnonzero(np.repeat(near, BUNDLE)[: self.num_rays])
 
 
 def cast(
@@ -171,9 +195,9 @@ def cast(
     """Depth of the first solid along every ray (inf for none) and its number (-1 for none)."""
     depth = np.full(len(directions), np.inf, directions.dtype)
     which = np.full(len(directions), -1)
-    unit_directions = directions / np.sqrt(_dot(directions, directions))[:, None]
+    bundles = _RayBundles.of(directions)
     for number, solid in enumerate(solids):
-        rays = np.flatnonzero(solid.passes_near(origin, unit_directions))
+        rays = bundles.rays_near(solid.centre - origin, solid.shape.radius * float(solid.half_size.max()))
         candidate = solid.hit(origin, directions[rays])
         nearer = candidate < depth[rays]
         depth[rays[nearer]], which[rays[nearer]] = candidate[nearer], number
@@ -185,11 +209,10 @@ def _dot(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "n 3"]) -> Float[np.n
 
 
 def _both_roots(a, b, c) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Solutions of a t^2 + 2 b t + c = 0, inf where there are none."""
+    """Solutions of a t^2 + 2 b t + c = 0, NaN (which no comparison lets pass) where there are none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         root = np.sqrt(b * b - a * c)
-        first, second = (-b - root) / a, (-b + root) / a
-    return np.nan_to_num(first, nan=np.inf), np.nan_to_num(second, nan=np.inf)
+        return (-b - root) / a, (-b + root) / a
 
 
 def _first_root(a, b, c) -> Float[np.ndarray, "n"]:

@@ -19,8 +19,8 @@ from osn_gs.errors import DatasetError
 from osn_gs.geometry.se3 import quat_to_rotmat
 
 TRACKS_PER_OBJECT = 1000  # what a per-object reconstruction keeps (METHOD: about 1,000 tracks)
-POINT_NOISE = 0.002  # standard deviation of a 3-D point, of its depth
-PIXEL_NOISE = 0.3  # standard deviation of an observation, in pixels
+PIXEL_NOISE = 0.3  # standard deviation of an observation, and of a point across its ray, in pixels
+DEPTH_NOISE = 0.004  # standard deviation of a point along its ray, relative to its depth
 SAME_SURFACE = 0.01  # relative depth difference below which a point counts as seen
 
 
@@ -57,16 +57,14 @@ def observe_surface_points(
     A surface point is drawn in one frame and followed by the true poses into every other frame where its
     predicted pixel shows this object at the predicted depth.
     """
-    frames, points_cam = _draw_surface_points(seen, depths, intrinsics, generator, name)
-    rotations, translations = cam_from_obj[:, :3, :3], cam_from_obj[:, :3, 3]
-    points_obj = torch.einsum("nij,ni->nj", rotations[frames], points_cam - translations[frames])
-    noise = POINT_NOISE * points_cam[:, 2:] * _normal(points_obj.shape, generator)
+    frames, drawn_pixels, drawn_depths = _draw_surface_pixels(seen, depths, generator, name)
+    noisy_pixels = drawn_pixels + PIXEL_NOISE * _normal(drawn_pixels.shape, generator)
+    noisy_depths = drawn_depths * (1 + DEPTH_NOISE * _normal(drawn_depths.shape, generator))
+    true_cam = _move_to_all_frames(unproject(drawn_pixels, drawn_depths, intrinsics), frames, cam_from_obj)
+    estimated_cam = _move_to_all_frames(unproject(noisy_pixels, noisy_depths, intrinsics), frames, cam_from_obj)
 
-    true_cam = torch.einsum("tij,nj->tni", rotations, points_obj) + translations[:, None]
     true_pixels = project(true_cam, intrinsics)
     observed_frames, observed_points = torch.nonzero(_is_seen(true_cam, true_pixels, seen, depths), as_tuple=True)
-
-    estimated_cam = true_cam + torch.einsum("tij,nj->tni", rotations, noise)
     estimated_pixels = project(estimated_cam, intrinsics)[observed_frames, observed_points]
     pixels = true_pixels[observed_frames, observed_points]
     pixels = pixels + PIXEL_NOISE * _normal(pixels.shape, generator)
@@ -106,26 +104,31 @@ def in_random_gauge(
     return ObjectReconstruction(cam_from_obj, visible, points, true_scale=1 / length)
 
 
-def _draw_surface_points(
-    seen: Bool[Tensor, "t h w"],
-    depths: Float[Tensor, "t h w"],
-    intrinsics: Float[Tensor, "3 3"],
-    generator: torch.Generator,
-    name: str,
-) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 3"]]:
-    """Frames and camera coordinates of surface points: about the same number from every frame that sees the object."""
-    frames_seen = torch.nonzero(seen.flatten(1).any(1)).squeeze(1)
-    if len(frames_seen) == 0:
+def _draw_surface_pixels(
+    seen: Bool[Tensor, "t h w"], depths: Float[Tensor, "t h w"], generator: torch.Generator, name: str
+) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 2"], Float[Tensor, "n"]]:
+    """Frames, pixels and depths of random surface points, about as many from every frame that sees the object."""
+    frames_seen = torch.nonzero(seen.flatten(1).any(1)).squeeze(1).tolist()
+    if not frames_seen:
         raise DatasetError(f"{name} is never seen in the masks; expected every object in at least one frame.")
     quota = math.ceil(TRACKS_PER_OBJECT / len(frames_seen))
-    frames, points = [], []
-    for frame in frames_seen.tolist():
+    drawn = []
+    for frame in frames_seen:
         rows_columns = torch.nonzero(seen[frame])
         chosen = rows_columns[torch.randperm(len(rows_columns), generator=generator)[:quota]]
-        pixels = chosen.flip(-1).to(depths.dtype) + 0.5
-        points.append(unproject(pixels, depths[frame][chosen[:, 0], chosen[:, 1]], intrinsics))
-        frames.append(torch.full((len(chosen),), frame))
-    return torch.cat(frames), torch.cat(points)
+        drawn.append(torch.cat([torch.full((len(chosen), 1), frame), chosen], dim=1))
+    frames, rows, columns = torch.cat(drawn).unbind(1)
+    pixels = torch.stack([columns, rows], dim=1).to(depths.dtype) + 0.5
+    return frames, pixels, depths[frames, rows, columns]
+
+
+def _move_to_all_frames(
+    points_cam: Float[Tensor, "n 3"], frames: Int[Tensor, "n"], cam_from_obj: Float[Tensor, "t 4 4"]
+) -> Float[Tensor, "t n 3"]:
+    """Points known in the camera of one frame each, carried along by the object into every frame."""
+    rotations, translations = cam_from_obj[:, :3, :3], cam_from_obj[:, :3, 3]
+    points_obj = torch.einsum("nij,ni->nj", rotations[frames], points_cam - translations[frames])
+    return torch.einsum("tij,nj->tni", rotations, points_obj) + translations[:, None]
 
 
 def _is_seen(
