@@ -1,5 +1,16 @@
 """Settings of the whole test run."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from osn_gs.data.demo import write_demo_scene
+
 torch.set_num_threads(1)  # many small operations: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo scene, small: 8 frames of 64x48 with 3 held-out views a split. Read only."""
+    return write_demo_scene(tmp_path_factory.mktemp("scenes") / "demo", 8, 64, 48, num_held_out=3)
