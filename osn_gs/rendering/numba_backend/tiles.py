@@ -17,15 +17,14 @@ class TileLists(NamedTuple):
 
     `gaussians[offsets[t]:offsets[t + 1]]` are the Gaussians of tile t, near to far, ties by index.
     `slots` gives each of these pairs its own place, so that the places of Gaussian i are
-    `slot_offsets[i]:slot_offsets[i + 1]`: gradients are collected there without atomics.
+    `slot_offsets[i]:slot_offsets[i + 1]`: gradients are collected there without atomics. `count` is that of tiles.
     """
 
     offsets: np.ndarray
     gaussians: np.ndarray
     slots: np.ndarray
     slot_offsets: np.ndarray
-    tiles_x: int
-    tiles_y: int
+    count: int
 
 
 def make_tile_lists(means2d, depths, radii, width: int, height: int) -> TileLists:
@@ -34,7 +33,7 @@ def make_tile_lists(means2d, depths, radii, width: int, height: int) -> TileList
     boxes, counts = _tile_boxes(means2d, radii, width, height)
     near_to_far = _order_by_depth(depths, np.flatnonzero(counts))
     offsets, gaussians, slots, slot_offsets = _fill_tiles(near_to_far, boxes, counts, tiles_x, tiles_y)
-    return TileLists(offsets, gaussians, slots, slot_offsets, tiles_x, tiles_y)
+    return TileLists(offsets, gaussians, slots, slot_offsets, tiles_x * tiles_y)
 
 
 def _order_by_depth(depths: np.ndarray, indices: np.ndarray) -> np.ndarray:
