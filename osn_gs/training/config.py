@@ -40,8 +40,8 @@ class GaussiansConfig:
 
     sh_degree: int = 1
     """Degree of the spherical harmonics, 0 to 3. A short video shows few directions: 1 is plenty."""
-    max_start_points: int = 4000
-    """Sparse points an object starts from, at most."""
+    start_cell: float = 2.0
+    """Sparse points closer than this many pixels, at their median distance, start as one Gaussian."""
     means_lr: float = 3.2e-4
     """Per unit of the object's extent (median camera distance); twice 3DGS's, for a tenth of its steps."""
     means_lr_end: float = 0.02
@@ -62,6 +62,8 @@ class LossConfig:
     """D-SSIM's share of the colour loss, as in 3DGS."""
     depth: float = 0.2
     """Relative depth error at sparse points."""
+    planarity: float = 0.1
+    """Bending of surfaces where the image shows no edge."""
     object_ids: float = 0.05
     """Cross entropy of the object weights; the released code has 0.01 with summed, not averaged, weights."""
     configurations_per_step: int = 2

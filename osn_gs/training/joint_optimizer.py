@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,15 +14,16 @@ from torch import Tensor
 from osn_gs.data.scene_data import SceneData, SparsePoints
 from osn_gs.gaussians.density import DensityControl
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
-from osn_gs.object_scales.labels import LabelRule
-from osn_gs.object_scales.network import ObjectScaleNetwork, SetReport, fit_to_oracle, report_set
-from osn_gs.object_scales.oracle import DepthOrderOracle
-from osn_gs.object_scales.sampling import sample_valid
+from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
+from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
+from osn_gs.object_scales.nested_sets import find_valid_start
+from osn_gs.object_scales.network import ObjectScaleNetwork
+from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.render import ObjectLayers, render_layers
 from osn_gs.scene.scene import Scene
 from osn_gs.training import losses
 from osn_gs.training.config import GaussiansConfig, TrainConfig
-from osn_gs.training.observed_layers import reconstructed_layer_depths
+from osn_gs.training.observed_layers import oracle_of_scene
 from osn_gs.training.start import object_extent
 
 POOL_SIZE = 256  # valid scale vectors drawn after each network round, for the scene steps to choose from
@@ -53,7 +55,6 @@ class RoundReport:
 
     round: int
     gaussian_step: int
-    best_accuracy: float
     network_loss: float
     learned_set: SetReport
 
@@ -111,11 +112,11 @@ class JointOptimizer:
                 zip(scene.objects, _gaussian_shares(data, config.density.max_gaussians), strict=True)
             )
         ]
-        self.network = ObjectScaleNetwork(data.scale_ranges)
+        self.network = ObjectScaleNetwork(data.scale_ranges, generator)
         self.network_optimizer = torch.optim.Adam(self.network.parameters(), lr=config.object_scales.learning_rate)
-        self.oracle: DepthOrderOracle | None = None
         self.valid_scales: Float[Tensor, "p k"] = torch.ones(1, scene.num_objects)
         self.rounds: list[RoundReport] = []
+        self._extents_on_device = torch.tensor(self.extents, device=self.device)
         self._images = data.images.to(self.device)
         self._object_ids = data.object_ids.to(self.device)
         self._points_by_frame = [
@@ -164,7 +165,7 @@ class JointOptimizer:
             if info is not None:
                 self.density[k].after_backward(self.gaussian_step, info)
         error = (picture.detach() - self._image(t)).square().mean()
-        return StepReport(kind, float(loss), float(-10 * torch.log10(error)))
+        return StepReport(kind, loss.item(), -10 * math.log10(error.item()))
 
     def _loss(self, kind: PhaseKind, layers: ObjectLayers, t: int) -> tuple[Float[Tensor, ""], Float[Tensor, "h w 3"]]:
         """The loss of one frame and the picture its colour term was taken on."""
@@ -172,6 +173,8 @@ class JointOptimizer:
         object_ids = self._object_ids[t]
         loss = weights.object_ids * losses.layer_mask_loss(layers.alphas, object_ids)
         loss = loss + weights.depth * losses.sparse_depth_loss(layers.depths, layers.alphas, self._points_by_frame[t])
+        planarity = losses.planarity_loss(layers.depths, layers.alphas, self._image(t), self._extents_on_device)
+        loss = loss + weights.planarity * planarity
         if kind == "bootstrap":
             pictures = losses.labelled_composite(layers.rgb, object_ids)[None]
         else:
@@ -185,7 +188,7 @@ class JointOptimizer:
 
     def _draw_scales(self, count: int) -> Float[Tensor, "m k"]:
         chosen = torch.randint(len(self.valid_scales), (count,), generator=self.generator)
-        return self.valid_scales[chosen].to(self.device)
+        return self.valid_scales[chosen].to(self.scene.intrinsics)
 
     def _decay_means_lr(self) -> None:
         config = self.config.gaussians
@@ -196,30 +199,33 @@ class JointOptimizer:
 
     def network_round(self, phase: Phase) -> RoundReport:
         """Label scale vectors on the layers as they are now and fit the network to the labels."""
-        self.update_oracle()
-        rule = self.label_rule()
-        loss = fit_to_oracle(self.network, self.network_optimizer, self.oracle, rule, phase.steps, self.generator)
-        self.valid_scales = sample_valid(self.network, self.oracle, POOL_SIZE, self.generator)
+        oracle = self.oracle()
+        threshold = self.label_rule().accuracy_threshold(oracle, self.generator)
+        fit = fit_to_oracle(self.network, self.network_optimizer, oracle, threshold, phase.steps, self.generator)
+        self.valid_scales = self.sample_valid_scales(POOL_SIZE)
         report = RoundReport(
             round=phase.round,
             gaussian_step=self.gaussian_step,
-            best_accuracy=self.oracle.best_accuracy(),
-            network_loss=loss,
-            learned_set=report_set(self.network, self.oracle, rule, self.generator),
+            network_loss=fit.losses[-1],
+            learned_set=report_set(self.network, oracle, threshold, self.generator),
         )
         self.rounds.append(report)
         return report
 
-    def update_oracle(self) -> None:
-        """Tabulate the depth-order constraints of the layers as they are now."""
-        self.oracle = DepthOrderOracle(
-            self.data.object_ids, reconstructed_layer_depths(self.scene), self.data.scale_ranges
-        )
+    def oracle(self) -> ScaleOracle:
+        """The depth-order constraints of the layers as they are now."""
+        return oracle_of_scene(self.scene, self.data.object_ids)
+
+    def sample_valid_scales(self, count: int) -> Float[Tensor, "n k"]:
+        """Scale vectors spread over the learned set (score above 0.5)."""
+        return find_valid_start(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
 
     def label_rule(self) -> LabelRule:
         """The rule that calls a scale vector valid, from the configuration."""
         config = self.config.object_scales
-        return LabelRule(config.label_rule, config.tolerance, config.accuracy, config.top_k)
+        if config.label_rule == "relative":
+            return RelativeLabels(config.tolerance)
+        return FixedLabels(config.accuracy, config.top_k)
 
 
 def _gaussian_optimizers(

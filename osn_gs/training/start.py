@@ -16,14 +16,21 @@ from osn_gs.training.config import GaussiansConfig
 MIN_START_POINTS = 16  # fewer say nothing of a surface; a neighbour distance needs four
 
 
-def initial_scene(data: SceneData, config: GaussiansConfig, generator: torch.Generator) -> Scene:
+def initial_scene(data: SceneData, config: GaussiansConfig) -> Scene:
     """One group of Gaussians per object, on its sparse points.
 
     Raises DatasetError for an object with too few points.
     """
     groups = []
     for k, name in enumerate(data.object_names):
-        points, colors = _canonical_points(data, k, config.max_start_points, generator)
+        points, colors = _canonical_points(data, k)
+        cell = config.start_cell * object_extent(data, k) / float(data.intrinsics[0, 0])
+        points, colors = _merge_in_cells(points, colors, cell)
+        if len(points) < MIN_START_POINTS:
+            raise DatasetError(
+                f"object {k} ({name}): {len(points)} distinct sparse points, at least {MIN_START_POINTS} are needed "
+                "to start its Gaussians; prepare the scene with more tracks on it."
+            )
         gaussians = ObjectGaussians.from_points(points, colors, config.sh_degree)
         groups.append(ObjectGroup(name, gaussians, data.cam_from_obj[k].float(), data.visible[k]))
     return Scene(
@@ -39,23 +46,24 @@ def object_extent(data: SceneData, k: int) -> float:
     return float(data.sparse_points[k].depths.median())
 
 
-def _canonical_points(
-    data: SceneData, k: int, at_most: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+def _canonical_points(data: SceneData, k: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
     """Sparse observations of object k taken to its canonical frame, with the colours of their pixels in [0, 1]."""
     sparse = data.sparse_points[k]
-    count = len(sparse.depths)
-    if count < MIN_START_POINTS:
-        raise DatasetError(
-            f"object {k} ({data.object_names[k]}): {count} sparse points, at least {MIN_START_POINTS} are needed "
-            f"to start its Gaussians; prepare the scene with more tracks on it."
-        )
-    chosen = torch.randperm(count, generator=generator)[:at_most]
-    frames, pixels, depths = sparse.frames[chosen], sparse.pixels[chosen], sparse.depths[chosen]
+    frames, pixels = sparse.frames, sparse.pixels
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)
-    in_camera = homogeneous @ torch.linalg.inv(data.intrinsics.to(pixels)).T * depths[:, None]
+    in_camera = homogeneous @ torch.linalg.inv(data.intrinsics.to(pixels)).T * sparse.depths[:, None]
     obj_from_cam = invert_rigid(data.cam_from_obj[k].to(pixels))[frames]
     points = (obj_from_cam[:, :3, :3] @ in_camera[:, :, None]).squeeze(-1) + obj_from_cam[:, :3, 3]
     columns, rows = pixels.floor().long().unbind(-1)
     colors = data.images[frames, rows.clamp(0, data.height - 1), columns.clamp(0, data.width - 1)]
     return points.float(), colors.float() / 255
+
+
+def _merge_in_cells(
+    points: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], cell: float
+) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m 3"]]:
+    """Means of points and colours in cubes of side `cell`: the observations of one track become one point."""
+    _, cube, counts = torch.unique((points / cell).floor(), dim=0, return_inverse=True, return_counts=True)
+    totals = points.new_zeros(len(counts), 6).index_add_(0, cube, torch.cat([points, colors], dim=-1))
+    means = totals / counts[:, None]
+    return means[:, :3], means[:, 3:]

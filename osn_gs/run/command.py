@@ -1,0 +1,26 @@
+"""How a tool ends: 0 when done, 2 with one line on bad input, 130 when interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+
+from osn_gs.errors import OsnGsError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run_tool(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Call `main` with the command-line arguments; turn what a user can cause into one line and an exit code."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        return main(arguments)
+    except OsnGsError as error:
+        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return EXIT_INTERRUPTED

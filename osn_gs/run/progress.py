@@ -1,0 +1,98 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from osn_gs.training.joint_optimizer import JointOptimizer, Phase, RoundReport, StepReport
+
+SMOOTHING = 0.98  # of the PSNR on display: a frame differs from the next by several dB
+
+
+class TrainingProgress:
+    """A bar over all steps of the schedule with stage, PSNR and speed; one line is kept per finished round."""
+
+    def __init__(self, console: Console, optimizer: JointOptimizer) -> None:
+        self.console = console
+        self.optimizer = optimizer
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[stage]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[psnr]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self.progress.add_task(
+            "training",
+            total=sum(phase.steps for phase in optimizer.plan),
+            completed=self._steps_done(),
+            stage=self._stage(),
+            psnr="",
+            speed="",
+        )
+        self._psnr: float | None = None
+        self._started = time.monotonic()
+        self._gaussian_steps_before = optimizer.gaussian_step
+
+    def __enter__(self) -> TrainingProgress:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def show(self, report: StepReport | RoundReport) -> None:
+        """Take in one report of the optimizer."""
+        if isinstance(report, RoundReport):
+            self.console.print(_round_line(report))
+        else:
+            previous = report.psnr if self._psnr is None else self._psnr
+            self._psnr = SMOOTHING * previous + (1 - SMOOTHING) * report.psnr
+        self.progress.update(
+            self._task,
+            completed=self._steps_done(),
+            stage=self._stage(),
+            psnr="" if self._psnr is None else f"PSNR {self._psnr:.1f} dB",
+            speed=self._speed(),
+        )
+
+    def _speed(self) -> str:
+        steps = self.optimizer.gaussian_step - self._gaussian_steps_before
+        seconds = time.monotonic() - self._started
+        return f"{steps / seconds:.1f} steps/s" if steps else ""
+
+    def _steps_done(self) -> int:
+        before = sum(phase.steps for phase in self.optimizer.plan[: self.optimizer.phase_index])
+        return before + self.optimizer.step_in_phase
+
+    def _stage(self) -> str:
+        if self.optimizer.finished:
+            return "done"
+        return stage_name(self.optimizer.plan[self.optimizer.phase_index])
+
+
+def stage_name(phase: Phase) -> str:
+    """A phase in a user's words."""
+    if phase.kind == "bootstrap":
+        return "bootstrap: each object alone"
+    work = "scale network" if phase.kind == "network" else "scene"
+    return f"round {phase.round}: {work}"
+
+
+def _round_line(report: RoundReport) -> str:
+    learned = report.learned_set
+    return (
+        f"round {report.round}  IoU with the oracle {learned.iou:.3f}  precision {learned.precision:.3f}  "
+        f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.2g} % of the box  "
+        f"best pixel accuracy {learned.best_accuracy:.4f}"
+    )

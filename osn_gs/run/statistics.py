@@ -1,0 +1,102 @@
+"""The final numbers of a run: pictures against the truth, the learned scale set against the oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osn_gs.data.scene_data import HeldOutView, SceneData
+from osn_gs.evaluation.views import Spread, score_views, summarize
+from osn_gs.object_scales.labels import LabelRule
+from osn_gs.object_scales.learning import SetReport, report_set
+from osn_gs.object_scales.network import ObjectScaleNetwork
+from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.scene.scene import Scene
+
+TRAIN_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class TruthReport:
+    """A synthetic scene's true object scales against what was learned.
+
+    `true_score` is the network's score of the true scales, `true_oracle_accuracy` their pixel accuracy on the
+    reconstructed layers and `accuracy_threshold` the one from which on a vector counts as valid there.
+    `contact_error` is |contact scale / true scale - 1| per object. `true_depth_set` compares the learned set with
+    the oracle on true depth, where the scene has it.
+    """
+
+    object_scales: tuple[float, ...]
+    true_score: float
+    true_in_learned_set: bool
+    true_oracle_accuracy: float
+    accuracy_threshold: float
+    contact_error: tuple[float, ...]
+    true_depth_set: SetReport | None
+
+
+def truth_report(
+    data: SceneData,
+    network: ObjectScaleNetwork,
+    oracle: ScaleOracle,
+    rule: LabelRule,
+    contact: Float[Tensor, "k"],
+    generator: torch.Generator,
+) -> TruthReport | None:
+    """Compare with the truth; None for a scene without."""
+    if data.truth is None:
+        return None
+    true_scales = data.truth.object_scales.double()
+    score = float(network(true_scales[None]))
+    true_depth_set = None
+    if data.truth.layer_depths is not None:
+        true_oracle = ScaleOracle.from_frames(data.object_ids, data.truth.layer_depths, data.scale_ranges)
+        true_depth_set = report_set(network, true_oracle, rule.accuracy_threshold(true_oracle, generator), generator)
+    return TruthReport(
+        object_scales=tuple(true_scales.tolist()),
+        true_score=score,
+        true_in_learned_set=bool(network.is_valid(true_scales[None])),
+        true_oracle_accuracy=float(oracle.accuracy(true_scales[None])),
+        accuracy_threshold=rule.accuracy_threshold(oracle, generator),
+        contact_error=tuple((contact / true_scales - 1).abs().tolist()),
+        true_depth_set=true_depth_set,
+    )
+
+
+def picture_statistics(
+    scene: Scene,
+    data: SceneData,
+    configurations: Float[Tensor, "m k"],
+    num_train_configurations: int,
+    on_view: Callable[[], None],
+) -> dict[str, dict[str, Spread]]:
+    """Scores of the training views and every held-out split, by split and score.
+
+    Training views look the same under all valid configurations, so a few of them do.
+    """
+    splits = {
+        TRAIN_SPLIT: summarize(
+            score_views(scene, train_views(scene, data), configurations[:num_train_configurations], on_view)
+        )
+    }
+    for split, views in data.held_out.items():
+        splits[split] = summarize(score_views(scene, views, configurations, on_view))
+    return splits
+
+
+def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
+    """The training frames as views to be scored."""
+    return tuple(
+        HeldOutView(f"train {t}", t, scene.cam_from_world(t), data.images[t], data.object_ids[t])
+        for t in range(data.num_frames)
+    )
+
+
+def as_json(splits: dict[str, dict[str, Spread]]) -> dict[str, Any]:
+    """Scores by split and name as plain values."""
+    return {split: {name: asdict(spread) for name, spread in scores.items()} for split, scores in splits.items()}

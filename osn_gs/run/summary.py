@@ -1,0 +1,94 @@
+"""The table at the end of a run, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from osn_gs.data.scene_data import SceneData
+from osn_gs.export.configurations import ConfigurationSet
+from osn_gs.run.folder import RunFolder
+
+SCORES = {"psnr": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")} | {
+    "depth_ssi_mae": ("depth SSI-MAE", "{:.4f}"),
+    "miou": ("mIoU", "{:.3f}"),
+}
+
+
+def print_summary(
+    console: Console,
+    data: SceneData,
+    configurations: ConfigurationSet,
+    statistics: dict[str, Any],
+    folder: RunFolder,
+) -> None:
+    """Print scores, scale intervals, the learned set and the next commands to try."""
+    console.print(_score_table(statistics["pictures"]))
+    console.print(_scale_table(data, configurations))
+    for line in _set_lines(statistics):
+        console.print(line)
+    console.print(
+        f"\nLook at  {folder.preview}/configurations.png and valid_set.png\n"
+        f"Take     {folder.export}/contact/frame_0000.ply into any splat viewer or editor\n"
+        f"Read     {folder.configurations} and {folder.final_stats}",
+        highlight=False,
+    )
+
+
+def _score_table(pictures: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table(title="Views over sampled configurations")
+    for column in ("views", "score", "best", "mean", "median", "worst"):
+        table.add_column(column, justify="left" if column in ("views", "score") else "right")
+    for split, scores in pictures.items():
+        for name, spread in scores.items():
+            title, form = SCORES[name]
+            values = (form.format(spread[column]) for column in ("best", "mean", "median", "worst"))
+            table.add_row(split, title, *values)
+    return table
+
+
+def _scale_table(data: SceneData, configurations: ConfigurationSet) -> Table:
+    contact = configurations.configurations[0]
+    table = Table(title="Object scales that explain the video (background = 1)")
+    columns = ["object", "from", "set by", "to", "set by", "contact"]
+    if data.truth is not None:
+        columns.append("true")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("object", "set by") else "right")
+    for interval in configurations.intervals:
+        k = configurations.object_names.index(interval.object_name)
+        row = [
+            interval.object_name,
+            f"{interval.lo:.3f}",
+            interval.lo_bounded_by,
+            f"{interval.hi:.3f}",
+            interval.hi_bounded_by,
+            f"{contact.object_scales[k]:.3f}",
+        ]
+        if data.truth is not None:
+            row.append(f"{data.truth.object_scales[k]:.3f}")
+        table.add_row(*row)
+    return table
+
+
+def _set_lines(statistics: dict[str, Any]) -> list[str]:
+    lines = []
+    learned, truth = statistics["learned_set"], statistics["truth"]
+    if learned is not None:
+        lines.append(
+            f"Learned set: {100 * learned['learned_volume']:.2g} % of the box; against the oracle on the reconstructed "
+            f"layers IoU {learned['iou']:.3f}, precision {learned['precision']:.3f}, recall {learned['recall']:.3f}, "
+            f"calibration error {learned['calibration_error']:.3f}."
+        )
+    if truth is not None:
+        inside = "inside" if truth["true_in_learned_set"] else "OUTSIDE"
+        error = 100 * sum(truth["contact_error"][1:]) / len(truth["contact_error"][1:])
+        lines.append(
+            f"True scales: {inside} the learned set (score {truth['true_score']:.2f}); the contact configuration is "
+            f"{error:.1f} % off them on average."
+        )
+        if truth["true_depth_set"] is not None:
+            lines.append(f"Against the oracle on true depth: IoU {truth['true_depth_set']['iou']:.3f}.")
+    return lines

@@ -1,0 +1,88 @@
+"""Options: defaults, then YAML files, then flags; mistakes in one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from osn_gs.config import config_to_yaml, load_config, parse_config
+from osn_gs.errors import ConfigError
+from osn_gs.training.config import ScheduleConfig, TrainConfig
+
+CFG = Path(__file__).parents[1] / "cfg"
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return parse_config(TrainConfig, list(arguments), "train")
+
+
+def test_later_files_win_over_earlier_ones_and_flags_over_all(tmp_path: Path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("seed: 1\nschedule: {rounds: 7, scene_steps: 70}\n")
+    second.write_text("schedule: {scene_steps: 80}\n")
+    config = parse("--config", str(first), str(second), "--seed", "3")
+    assert (config.seed, config.schedule.rounds, config.schedule.scene_steps) == (3, 7, 80)
+    assert config.schedule.network_steps == ScheduleConfig().network_steps
+
+
+def test_a_configuration_written_as_yaml_reads_back_equal(tmp_path: Path):
+    config = parse("--data", "some/scene", "--object-scales.tolerance", "1e-3", "--schedule.rounds", "2")
+    path = tmp_path / "config.yml"
+    path.write_text(config_to_yaml(config))
+    assert load_config(TrainConfig, path) == config
+
+
+def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("object_scales: {tolerance: 1e-3}\n")  # YAML 1.1 reads this as a string
+    assert parse("--config", str(path)).object_scales.tolerance == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("schedul: {rounds: 3}", "schedul: unknown option in a configuration file; did you mean schedule?"),
+        ("schedule: {round: 3}", "schedule.round: unknown option in a configuration file; did you mean rounds?"),
+        ("seed: many", "seed: expected int, got 'many'"),
+        ("poses: guess", "poses: expected one of 'auto', 'preproc', 'truth', got 'guess'"),
+        ("schedule: 3", "schedule: expected ScheduleConfig, got 3"),
+        ("- 1", "expected a mapping of options at the top level, got list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, expected: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(path))
+    assert expected in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read"):
+        parse("--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_an_unknown_flag_exits_with_code_2():
+    with pytest.raises(SystemExit) as caught:
+        parse("--sede", "3")
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("path", sorted(CFG.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_files_hold_only_what_differs_from_the_defaults(path: Path):
+    import yaml
+
+    def leaves(values: dict, prefix: str = "") -> dict:
+        flat = {}
+        for key, value in values.items():
+            flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return flat
+
+    stated = leaves(yaml.safe_load(path.read_text()))
+    defaults = leaves(yaml.safe_load(config_to_yaml(TrainConfig())))
+    assert stated, "an empty file configures nothing"
+    load_config(TrainConfig, path)
+    repeated = [key for key, value in stated.items() if defaults.get(key) == value]
+    assert not repeated, f"{path.name} repeats defaults: {repeated}"
