@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -168,6 +169,23 @@ def test_a_failed_export_leaves_the_earlier_one_and_nothing_else(tmp_path):
     with pytest.raises(OsnGsError, match=r"configuration_000/frame_0001\.ply: not written.*3 of means"):
         export_configuration(folder, ONE_OBJECT, ["room"], [one_object_frame(0, seed=1), diverged])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_export_that_cannot_take_its_place_gives_the_earlier_one_back(tmp_path, monkeypatch):
+    folder = tmp_path / "configuration_000"
+    export_configuration(folder, ONE_OBJECT, ["room"], [one_object_frame(0)])
+    rename = os.rename
+
+    def fail_for_the_new_one(source, target):
+        if source.name == "unfinished":
+            raise OSError("disk full")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="disk full"):
+        export_configuration(folder, ONE_OBJECT, ["room"], [one_object_frame(7)])
+    assert sorted(path.name for path in folder.iterdir()) == ["frame_0000.ply", "manifest.json"]
     assert list(tmp_path.iterdir()) == [folder]
 
 
