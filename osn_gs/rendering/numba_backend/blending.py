@@ -2,8 +2,9 @@
 
 A tile is blended Gaussian by Gaussian; each walks the pixel rows of its ellipse, and the loops over the pixels
 of a row are what the compiler turns into vector code. Three things make that code fast (twice the plain loops):
-rows are widened to whole groups of LANES pixels, so that no scalar remainder is left; everything known of a
-pixel lies in one array, so that no overlap has to be ruled out at run time; and channels go four at a time.
+rows are widened to whole groups of LANES pixels, so that no scalar remainder is left; all that is known
+of a pixel row lies in one flat array at constant distances, so that the compiler sees that nothing overlaps; and
+channels go four at a time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 LANES = 8  # float32 numbers in an AVX2 register
 CHANNEL_GROUP = 4  # features are padded to a multiple of this
-# Fields of the per-pixel state: shared, then of the forward and of the backward pass.
-PIXEL_X, TRANSMITTANCE, LAST_POSITION, WEIGHT, FORWARD_CHANNELS = range(5)  # transmittance < 0: pixel has stopped
-BEHIND, GRAD_WEIGHT, GRAD_SIGMA, BACKWARD_CHANNELS = range(4, 8)
-# Fields of the column sums of backward: d loss / d sigma times 1, dy, dy^2; absolute gradients; features.
-SUM_1, SUM_Y, SUM_YY, SUM_ABSOLUTE_X, SUM_ABSOLUTE_Y, SUM_FEATURES = range(6)
+FIELD = TILE_WIDTH  # the state of a pixel row is one flat array: field after field, a number per column
+# Where the fields begin: shared, then of the forward and of the backward pass.
+PIXEL_X, TRANSMITTANCE, LAST_POSITION, WEIGHT, FORWARD_CHANNELS = (FIELD * i for i in range(5))
+BEHIND, GRAD_WEIGHT, GRAD_SIGMA, BACKWARD_CHANNELS = (FIELD * i for i in range(4, 8))
+# The same for the column sums of backward: d loss / d sigma times 1, dy, dy^2; absolute gradients; features.
+SUM_1, SUM_Y, SUM_YY, SUM_ABSOLUTE_X, SUM_ABSOLUTE_Y, SUM_FEATURES = (FIELD * i for i in range(6))
 # Columns of a gradient slot, before those of the features and (with absgrad) two more for |d loss / d mean|.
 MEAN_X, MEAN_Y, CONIC_XX, CONIC_XY, CONIC_YY, OPACITY, FEATURES = range(7)
 
@@ -184,12 +186,13 @@ def _blend_forward(
     position in the tile's list (-1: none), which is where backward starts.
     """
     height, width, num_channels = image.shape
-    state = _new_state(FORWARD_CHANNELS + features.shape[1])
+    state = _new_state(FORWARD_CHANNELS + FIELD * features.shape[1])
     for tile in range(first_tile, last_tile):
         left, top, columns, rows = _tile_bounds(tile, width, height)
-        state[:, TRANSMITTANCE] = -ONE  # what lies outside the image has stopped before it begins
-        state[:rows, TRANSMITTANCE, :columns] = ONE
-        state[:, LAST_POSITION] = -ONE
+        # A negative transmittance marks a pixel that has stopped; those outside the image never begin.
+        state[:, TRANSMITTANCE : TRANSMITTANCE + FIELD] = -ONE
+        state[:, TRANSMITTANCE : TRANSMITTANCE + columns] = ONE
+        state[:, LAST_POSITION : LAST_POSITION + FIELD] = -ONE
         state[:, FORWARD_CHANNELS:] = ZERO
         pixels_left = float32(rows * columns)
         for place in range(tile_offsets[tile], tile_offsets[tile + 1]):
@@ -203,63 +206,62 @@ def _blend_forward(
                 dy = float32(row) + HALF - y
                 begin, end = _ellipse_columns(x, dy, conic_xx, conic_xy, conic_yy, level, columns)
                 if begin < end:
-                    line = state[row, :, begin:end]
-                    pixels_left -= _blend_row(line, x, dy, conic_xx, conic_xy, conic_yy, opacity, features[i], position)
+                    line = state[row][begin:]
+                    pixels_left -= _blend_row(
+                        line, end - begin, x, dy, conic_xx, conic_xy, conic_yy, opacity, features[i], position
+                    )
             if pixels_left <= ZERO:
                 break
         for row in range(rows):
             for column in range(columns):
-                transmittance_image[top + row, left + column] = abs(state[row, TRANSMITTANCE, column])
-                last_position_image[top + row, left + column] = np.int32(state[row, LAST_POSITION, column])
+                transmittance_image[top + row, left + column] = abs(state[row, TRANSMITTANCE + column])
+                last_position_image[top + row, left + column] = np.int32(state[row, LAST_POSITION + column])
                 for channel in range(num_channels):
-                    image[top + row, left + column, channel] = state[row, FORWARD_CHANNELS + channel, column]
+                    image[top + row, left + column, channel] = state[row, FORWARD_CHANNELS + FIELD * channel + column]
 
 
 @njit(cache=True, nogil=True)
-def _new_state(num_fields):
-    """Per-tile working memory [row, field, column] with the pixel centres filled in.
-
-    All fields live in one array, at constant distances, so that the compiler sees that they do not overlap.
-    """
-    state = np.zeros((TILE_HEIGHT, num_fields, TILE_WIDTH), np.float32)
+def _new_state(row_length):
+    """Working memory of a tile [row, field and column], zero but for the pixel centres."""
+    state = np.zeros((TILE_HEIGHT, row_length), np.float32)
     for column in range(TILE_WIDTH):
-        state[:, PIXEL_X, column] = float32(column) + HALF
+        state[:, PIXEL_X + column] = float32(column) + HALF
     return state
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _blend_row(line, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position):
-    """Blends one Gaussian over part of a row, line [field, column]; returns how many pixels stopped."""
+def _blend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position):
+    """Blends one Gaussian over part of a row, from the state `line` on; returns how many pixels stopped."""
     quadratic, linear, constant = -HALF * conic_xx, -conic_xy * dy, -HALF * conic_yy * dy * dy
     f0, f1, f2, f3 = features[0], features[1], features[2], features[3]
     stopped = ZERO
-    for k in range(line.shape[1]):
-        dx = line[PIXEL_X, k] - x
+    for k in range(count):
+        dx = line[PIXEL_X + k] - x
         minus_sigma = (quadratic * dx + linear) * dx + constant
         alpha = min(opacity * _exp(minus_sigma), MOST_OPAQUE)
-        before = line[TRANSMITTANCE, k]
+        before = line[TRANSMITTANCE + k]
         after = before * (ONE - alpha)
         touched = (before > ZERO) & (alpha >= FAINTEST) & (minus_sigma <= ZERO)
         blends = touched & (after > STOP)
         stops = touched & (after <= STOP)
         weight = before * alpha if blends else ZERO
-        line[TRANSMITTANCE, k] = after if blends else (-before if stops else before)
-        line[LAST_POSITION, k] = position if blends else line[LAST_POSITION, k]
-        line[WEIGHT, k] = weight
-        line[FORWARD_CHANNELS, k] += f0 * weight
-        line[FORWARD_CHANNELS + 1, k] += f1 * weight
-        line[FORWARD_CHANNELS + 2, k] += f2 * weight
-        line[FORWARD_CHANNELS + 3, k] += f3 * weight
+        line[TRANSMITTANCE + k] = after if blends else (-before if stops else before)
+        line[LAST_POSITION + k] = position if blends else line[LAST_POSITION + k]
+        line[WEIGHT + k] = weight
+        line[FORWARD_CHANNELS + k] += f0 * weight
+        line[FORWARD_CHANNELS + FIELD + k] += f1 * weight
+        line[FORWARD_CHANNELS + 2 * FIELD + k] += f2 * weight
+        line[FORWARD_CHANNELS + 3 * FIELD + k] += f3 * weight
         stopped += ONE if stops else ZERO
     for channel in range(CHANNEL_GROUP, len(features), CHANNEL_GROUP):
         f0, f1, f2, f3 = features[channel], features[channel + 1], features[channel + 2], features[channel + 3]
-        group = line[FORWARD_CHANNELS + channel :]
-        for k in range(line.shape[1]):
-            weight = line[WEIGHT, k]
-            group[0, k] += f0 * weight
-            group[1, k] += f1 * weight
-            group[2, k] += f2 * weight
-            group[3, k] += f3 * weight
+        group = line[FORWARD_CHANNELS + channel * FIELD :]
+        for k in range(count):
+            weight = line[WEIGHT + k]
+            group[k] += f0 * weight
+            group[FIELD + k] += f1 * weight
+            group[2 * FIELD + k] += f2 * weight
+            group[3 * FIELD + k] += f3 * weight
     return stopped
 
 
@@ -275,25 +277,27 @@ def _blend_backward(
     which begins with the final transmittance times its gradient.
     """
     height, width, num_channels = grad_image.shape
-    state = _new_state(BACKWARD_CHANNELS + features.shape[1])
-    sums = np.zeros((SUM_FEATURES + features.shape[1], TILE_WIDTH), np.float32)
+    state = _new_state(BACKWARD_CHANNELS + FIELD * features.shape[1])
+    sums = np.zeros(SUM_FEATURES + FIELD * features.shape[1], np.float32)
     for tile in range(first_tile, last_tile):
         left, top, columns, rows = _tile_bounds(tile, width, height)
-        state[:, TRANSMITTANCE] = ONE
-        state[:, LAST_POSITION] = -ONE
-        state[:, BEHIND] = ZERO
+        state[:, TRANSMITTANCE : TRANSMITTANCE + FIELD] = ONE
+        state[:, LAST_POSITION : LAST_POSITION + FIELD] = -ONE
+        state[:, BEHIND : BEHIND + FIELD] = ZERO
         state[:, BACKWARD_CHANNELS:] = ZERO
         deepest = np.int32(-1)
         for row in range(rows):
             for column in range(columns):
                 final = transmittance_image[top + row, left + column]
                 last_position = last_position_image[top + row, left + column]
-                state[row, TRANSMITTANCE, column] = final
-                state[row, BEHIND, column] = -final * grad_alpha_image[top + row, left + column]
-                state[row, LAST_POSITION, column] = float32(last_position)
+                state[row, TRANSMITTANCE + column] = final
+                state[row, BEHIND + column] = -final * grad_alpha_image[top + row, left + column]
+                state[row, LAST_POSITION + column] = float32(last_position)
                 deepest = max(deepest, last_position)
                 for channel in range(num_channels):
-                    state[row, BACKWARD_CHANNELS + channel, column] = grad_image[top + row, left + column, channel]
+                    state[row, BACKWARD_CHANNELS + FIELD * channel + column] = grad_image[
+                        top + row, left + column, channel
+                    ]
 
         first_place = tile_offsets[tile]
         for place in range(first_place + deepest + 1, tile_offsets[tile + 1]):  # hidden everywhere in this tile
@@ -311,99 +315,112 @@ def _blend_backward(
                 begin, end = _ellipse_columns(x, dy, conic_xx, conic_xy, conic_yy, level, columns)
                 if begin < end:
                     leftmost, rightmost = min(leftmost, begin), max(rightmost, end)
-                    line, column_sums = state[row, :, begin:end], sums[:, begin:end]
-                    _add_hidden_channels(line, features[i])
-                    _unblend_row(line, x, dy, conic_xx, conic_xy, conic_yy, opacity, features[i], position, column_sums)
+                    line, column_sums = state[row][begin:], sums[begin:]
+                    _add_hidden_channels(line, end - begin, features[i])
+                    _unblend_row(
+                        line,
+                        end - begin,
+                        x,
+                        dy,
+                        conic_xx,
+                        conic_xy,
+                        conic_yy,
+                        opacity,
+                        features[i],
+                        position,
+                        column_sums,
+                    )
                     if absgrad:
-                        _add_absolute_gradients(line, x, dy, conic_xx, conic_xy, conic_yy, column_sums)
+                        _add_absolute_gradients(line, end - begin, x, dy, conic_xx, conic_xy, conic_yy, column_sums)
             slot = slots[tile_slots[place]]
-            _fill_slot(slot, state[0, PIXEL_X], x, conic_xx, conic_xy, conic_yy, opacity, sums, leftmost, rightmost)
+            _fill_slot(slot, state[0], x, conic_xx, conic_xy, conic_yy, opacity, sums, leftmost, rightmost)
             for channel in range(num_channels):
-                slot[FEATURES + channel] = _sum(sums[SUM_FEATURES + channel, leftmost:rightmost])
+                slot[FEATURES + channel] = _sum(sums, SUM_FEATURES + channel * FIELD + leftmost, rightmost - leftmost)
             if absgrad:
-                slot[FEATURES + num_channels] = _sum(sums[SUM_ABSOLUTE_X, leftmost:rightmost])
-                slot[FEATURES + num_channels + 1] = _sum(sums[SUM_ABSOLUTE_Y, leftmost:rightmost])
-            for field in range(sums.shape[0]):
-                for column in range(leftmost, rightmost):
-                    sums[field, column] = ZERO
+                slot[FEATURES + num_channels] = _sum(sums, SUM_ABSOLUTE_X + leftmost, rightmost - leftmost)
+                slot[FEATURES + num_channels + 1] = _sum(sums, SUM_ABSOLUTE_Y + leftmost, rightmost - leftmost)
+            for field in range(0, len(sums), FIELD):
+                sums[field + leftmost : field + rightmost] = ZERO
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _add_hidden_channels(line, features):
+def _add_hidden_channels(line, count, features):
     """Writes <feature, d loss / d pixel> of the channels behind the first group, which `_unblend_row` adds itself."""
     if len(features) == CHANNEL_GROUP:
         return  # the field is zero since the state was made
-    for k in range(line.shape[1]):
-        line[GRAD_WEIGHT, k] = ZERO
+    for k in range(count):
+        line[GRAD_WEIGHT + k] = ZERO
     for channel in range(CHANNEL_GROUP, len(features), CHANNEL_GROUP):
         f0, f1, f2, f3 = features[channel], features[channel + 1], features[channel + 2], features[channel + 3]
-        group = line[BACKWARD_CHANNELS + channel :]
-        for k in range(line.shape[1]):
-            line[GRAD_WEIGHT, k] += f0 * group[0, k] + f1 * group[1, k] + f2 * group[2, k] + f3 * group[3, k]
+        group = line[BACKWARD_CHANNELS + channel * FIELD :]
+        for k in range(count):
+            line[GRAD_WEIGHT + k] += (
+                f0 * group[k] + f1 * group[FIELD + k] + f2 * group[2 * FIELD + k] + f3 * group[3 * FIELD + k]
+            )
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _unblend_row(line, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position, sums):
+def _unblend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position, sums):
     """Takes one Gaussian off part of a row and adds its gradients to the column sums."""
     quadratic, linear, constant = -HALF * conic_xx, -conic_xy * dy, -HALF * conic_yy * dy * dy
     f0, f1, f2, f3 = features[0], features[1], features[2], features[3]
-    for k in range(line.shape[1]):
-        dx = line[PIXEL_X, k] - x
+    for k in range(count):
+        dx = line[PIXEL_X + k] - x
         minus_sigma = (quadratic * dx + linear) * dx + constant
         unclamped = opacity * _exp(minus_sigma)
         alpha = min(unclamped, MOST_OPAQUE)
-        blended = (position <= line[LAST_POSITION, k]) & (alpha >= FAINTEST) & (minus_sigma <= ZERO)
+        blended = (position <= line[LAST_POSITION + k]) & (alpha >= FAINTEST) & (minus_sigma <= ZERO)
         alpha = alpha if blended else ZERO
         keeps = ONE / (ONE - alpha)
-        before = line[TRANSMITTANCE, k] * keeps
+        before = line[TRANSMITTANCE + k] * keeps
         weight = alpha * before
-        v0, v1 = line[BACKWARD_CHANNELS, k], line[BACKWARD_CHANNELS + 1, k]
-        v2, v3 = line[BACKWARD_CHANNELS + 2, k], line[BACKWARD_CHANNELS + 3, k]
-        grad_weight = line[GRAD_WEIGHT, k] + f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3
-        grad_alpha = before * grad_weight - keeps * line[BEHIND, k]
+        v0, v1 = line[BACKWARD_CHANNELS + k], line[BACKWARD_CHANNELS + FIELD + k]
+        v2, v3 = line[BACKWARD_CHANNELS + 2 * FIELD + k], line[BACKWARD_CHANNELS + 3 * FIELD + k]
+        grad_weight = line[GRAD_WEIGHT + k] + f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3
+        grad_alpha = before * grad_weight - keeps * line[BEHIND + k]
         grad_sigma = -alpha * grad_alpha if unclamped <= MOST_OPAQUE else ZERO
-        line[BEHIND, k] += grad_weight * weight
-        line[TRANSMITTANCE, k] = before
-        line[WEIGHT, k] = weight
-        line[GRAD_SIGMA, k] = grad_sigma
-        sums[SUM_1, k] += grad_sigma
-        sums[SUM_Y, k] += grad_sigma * dy
-        sums[SUM_YY, k] += grad_sigma * dy * dy
-        sums[SUM_FEATURES, k] += weight * v0
-        sums[SUM_FEATURES + 1, k] += weight * v1
-        sums[SUM_FEATURES + 2, k] += weight * v2
-        sums[SUM_FEATURES + 3, k] += weight * v3
+        line[BEHIND + k] += grad_weight * weight
+        line[TRANSMITTANCE + k] = before
+        line[WEIGHT + k] = weight
+        line[GRAD_SIGMA + k] = grad_sigma
+        sums[SUM_1 + k] += grad_sigma
+        sums[SUM_Y + k] += grad_sigma * dy
+        sums[SUM_YY + k] += grad_sigma * dy * dy
+        sums[SUM_FEATURES + k] += weight * v0
+        sums[SUM_FEATURES + FIELD + k] += weight * v1
+        sums[SUM_FEATURES + 2 * FIELD + k] += weight * v2
+        sums[SUM_FEATURES + 3 * FIELD + k] += weight * v3
     for channel in range(CHANNEL_GROUP, len(features), CHANNEL_GROUP):
-        group, group_sums = line[BACKWARD_CHANNELS + channel :], sums[SUM_FEATURES + channel :]
-        for k in range(line.shape[1]):
-            weight = line[WEIGHT, k]
-            group_sums[0, k] += weight * group[0, k]
-            group_sums[1, k] += weight * group[1, k]
-            group_sums[2, k] += weight * group[2, k]
-            group_sums[3, k] += weight * group[3, k]
+        group, group_sums = line[BACKWARD_CHANNELS + channel * FIELD :], sums[SUM_FEATURES + channel * FIELD :]
+        for k in range(count):
+            weight = line[WEIGHT + k]
+            group_sums[0 + k] += weight * group[k]
+            group_sums[1 + k] += weight * group[FIELD + k]
+            group_sums[2 + k] += weight * group[2 * FIELD + k]
+            group_sums[3 + k] += weight * group[3 * FIELD + k]
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _add_absolute_gradients(line, x, dy, conic_xx, conic_xy, conic_yy, sums):
+def _add_absolute_gradients(line, count, x, dy, conic_xx, conic_xy, conic_yy, sums):
     """Adds |d loss / d mean| of each pixel, from d sigma / d mean = -conic (dx, dy)."""
-    for k in range(line.shape[1]):
-        dx = line[PIXEL_X, k] - x
-        sums[SUM_ABSOLUTE_X, k] += abs(line[GRAD_SIGMA, k] * (conic_xx * dx + conic_xy * dy))
-        sums[SUM_ABSOLUTE_Y, k] += abs(line[GRAD_SIGMA, k] * (conic_xy * dx + conic_yy * dy))
+    for k in range(count):
+        dx = line[PIXEL_X + k] - x
+        sums[SUM_ABSOLUTE_X + k] += abs(line[GRAD_SIGMA + k] * (conic_xx * dx + conic_xy * dy))
+        sums[SUM_ABSOLUTE_Y + k] += abs(line[GRAD_SIGMA + k] * (conic_xy * dx + conic_yy * dy))
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _fill_slot(slot, pixel_x, x, conic_xx, conic_xy, conic_yy, opacity, sums, leftmost, rightmost):
+def _fill_slot(slot, line, x, conic_xx, conic_xy, conic_yy, opacity, sums, leftmost, rightmost):
     """Gradients of mean, conic and opacity from the sums of d loss / d sigma times 1, dx, dy, dx^2, dx dy, dy^2."""
     sum_1, sum_x, sum_y, sum_xx, sum_xy, sum_yy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     for column in range(leftmost, rightmost):
-        dx = pixel_x[column] - x
-        sum_1 += sums[SUM_1, column]
-        sum_x += sums[SUM_1, column] * dx
-        sum_xx += sums[SUM_1, column] * dx * dx
-        sum_y += sums[SUM_Y, column]
-        sum_xy += sums[SUM_Y, column] * dx
-        sum_yy += sums[SUM_YY, column]
+        dx = line[PIXEL_X + column] - x
+        sum_1 += sums[SUM_1 + column]
+        sum_x += sums[SUM_1 + column] * dx
+        sum_xx += sums[SUM_1 + column] * dx * dx
+        sum_y += sums[SUM_Y + column]
+        sum_xy += sums[SUM_Y + column] * dx
+        sum_yy += sums[SUM_YY + column]
     slot[MEAN_X] = -(conic_xx * sum_x + conic_xy * sum_y)
     slot[MEAN_Y] = -(conic_xy * sum_x + conic_yy * sum_y)
     slot[CONIC_XX] = HALF * sum_xx
@@ -413,10 +430,10 @@ def _fill_slot(slot, pixel_x, x, conic_xx, conic_xy, conic_yy, opacity, sums, le
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
-def _sum(values):
+def _sum(values, first, count):
     total = ZERO
-    for k in range(len(values)):
-        total += values[k]
+    for k in range(count):
+        total += values[first + k]
     return total
 
 
