@@ -25,6 +25,7 @@ from osn_gs.geometry.alignment import Similarity
 from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv, rigid_matrix
 
 SPLITS = ("test", "stereo")
+WORST_MISFIT = 0.25  # of the camera path; real reconstructions come within a few hundredths
 
 
 def read_held_out(
@@ -40,20 +41,18 @@ def read_held_out(
     `cam_from_background` are the training cameras (OpenCV axes) as training will use them;
     `background_scale` is the background's true scale where it is known exactly.
     """
+    present = [split for split in SPLITS if (folder / f"transforms_{split}.json").is_file()]
+    if not present:
+        return {}
+    world_from_cam = torch.stack([opengl_to_opencv(torch.from_numpy(frame.world_from_cam)) for frame in train.frames])
     background_from_world = align_cameras(
-        torch.stack([opengl_to_opencv(torch.from_numpy(frame.world_from_cam)) for frame in train.frames]),
-        invert_rigid(cam_from_background),
-        None if background_scale is None else 1 / background_scale,
+        world_from_cam, invert_rigid(cam_from_background), None if background_scale is None else 1 / background_scale
     )
-    splits = {}
-    for split in SPLITS:
-        if (folder / f"transforms_{split}.json").is_file():
-            views = _read_split(
-                folder, split, train, cam_from_background, background_from_world, pixel_center, downscale
-            )
-            if views:
-                splits[split] = views
-    return splits
+    views = {
+        split: _read_split(folder, split, train, cam_from_background, background_from_world, pixel_center, downscale)
+        for split in present
+    }
+    return {split: found for split, found in views.items() if found}
 
 
 def align_cameras(
@@ -63,6 +62,9 @@ def align_cameras(
 
     Orientations fix the rotation (so a straight path, or one that stands still, is enough), centres the
     translation and, where `scale` is not given, the scale.
+
+    Raises:
+        DatasetError: the paths do not match, or a scale is wanted of a camera that stands still.
     """
     left, _, right = torch.linalg.svd((background_from_cam[:, :3, :3] @ world_from_cam[:, :3, :3].mT).sum(0))
     signs = torch.ones(3, dtype=left.dtype)
@@ -70,13 +72,21 @@ def align_cameras(
     rotation = left @ torch.diag(signs) @ right
     world_centres, background_centres = world_from_cam[:, :3, 3] @ rotation.T, background_from_cam[:, :3, 3]
     world_mean, background_mean = world_centres.mean(0), background_centres.mean(0)
+    world_path, background_path = world_centres - world_mean, background_centres - background_mean
     if scale is None:
-        world_path, background_path = world_centres - world_mean, background_centres - background_mean
         if world_path.norm() == 0:
             raise DatasetError(
-                "the training camera stands still: held-out cameras cannot be placed without a known scale."
+                "the training camera stands still, so held-out cameras cannot be placed; remove transforms_test.json "
+                "and transforms_stereo.json."
             )
         scale = float((world_path * background_path).sum() / world_path.square().sum())
+    misfit = float((scale * world_path - background_path).norm())
+    if misfit > WORST_MISFIT * float(background_path.norm()) + 1e-6:
+        raise DatasetError(
+            f"the camera path of transforms_train.json and the background's poses differ by {misfit:.3g} "
+            f"over a path of {float(background_path.norm()):.3g}, so held-out cameras cannot be placed; "
+            "check the poses, or remove transforms_test.json and transforms_stereo.json."
+        )
     return Similarity(scale, rotation, background_mean - scale * world_mean)
 
 

@@ -82,6 +82,12 @@ def read_transforms(path: Path) -> Transforms:
         )
     pixel_center = _number(content, "pixel_center", str(path)) if "pixel_center" in content else None
     frames = tuple(_read_frame(frame, f"{path}: frame {i}", i) for i, frame in enumerate(content["frames"]))
+    counts = [None if frame.world_from_obj is None else len(frame.world_from_obj) for frame in frames]
+    for index, count in enumerate(counts):
+        if count != counts[0]:
+            raise DatasetError(
+                f"{path}: frame {index}: {count} object_poses but frame 0 has {counts[0]}; expected as many."
+            )
     return Transforms(path, height, width, focal, pixel_center, frames)
 
 
@@ -199,7 +205,7 @@ def _read_mask(path: Path, expected_size: tuple[int, int]) -> UInt8[np.ndarray, 
     ids = read_array(path) if path.suffix == ".npy" else _read_indexed_png(path)
     if ids.shape != expected_size:
         raise DatasetError(
-            f"{path}: mask is {_size(ids.shape)} but the images are {_size(expected_size)} (height x width); "
+            f"{path}: mask is {_size(ids.shape, None)} but the images are {_size(expected_size)} (height x width); "
             "masks must have the images' size."
         )
     if not (np.isfinite(ids).all() and (ids == np.floor(ids)).all() and ids.min() >= 0 and ids.max() <= 255):
@@ -222,30 +228,29 @@ def _read_indexed_png(path: Path) -> UInt8[np.ndarray, "h w"]:
         raise DatasetError(f"{path}: cannot be read as an image.") from None
 
 
-def check_object_ids(ids: UInt8[np.ndarray, "t h w"], folder: Path, num_objects: int | None = None) -> int:
-    """The number of objects K in a set of masks, background included.
+def check_object_ids(ids: UInt8[np.ndarray, "t h w"], folder: Path, num_objects: int) -> None:
+    """Check that masks show exactly the ids 0 to num_objects - 1, background included.
 
     Raises:
-        DatasetError: an id in 0..K-1 is never seen, or there is nothing besides one object.
+        DatasetError: an id is never seen, or has no poses, or there is nothing besides one object.
     """
-    seen = np.flatnonzero(np.bincount(ids.ravel(), minlength=1))
-    count = int(seen.max()) + 1 if num_objects is None else num_objects
-    if seen.max() >= count:
+    seen = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    missing = sorted(set(range(seen[-1])) - set(seen))
+    if missing:
         raise DatasetError(
-            f"{folder}: masks have ids up to {seen.max()} but the scene has {count} objects (0 to {count - 1})."
-        )
-    missing = sorted(set(range(count)) - set(seen.tolist()))
-    if missing and count > 1:
-        raise DatasetError(
-            f"{folder}: mask ids have a gap: {missing} never occur(s) among 0 to {count - 1}; number the objects "
+            f"{folder}: mask ids have a gap: {missing} never occur but {seen[-1]} does; number the objects "
             "0 (background), 1, 2, ... without holes."
         )
-    if count < 2:
+    if seen == [0]:
         raise DatasetError(
-            f"{folder}: masks show only one object (id {seen[0]}); expected the background (0) "
+            f"{folder}: masks show only one object (id 0); expected the background (0) "
             "and at least one moving object (1)."
         )
-    return count
+    if len(seen) != num_objects:
+        raise DatasetError(
+            f"{folder}: masks show {len(seen)} objects (ids 0 to {seen[-1]}) but there are poses of {num_objects}; "
+            "expected one id per posed object, background included."
+        )
 
 
 def read_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
@@ -281,5 +286,5 @@ def read_depth_sequence(folder: Path, transforms: Transforms) -> Float[np.ndarra
     return np.stack([read_array(path, size).astype(np.float64) for path in paths])
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape[:2])
+def _size(shape: tuple[int, ...], dimensions: int | None = 2) -> str:
+    return "x".join(str(n) for n in shape[:dimensions])

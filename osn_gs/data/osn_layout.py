@@ -41,6 +41,7 @@ from osn_gs.errors import DatasetError
 from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv
 
 PoseSource = Literal["auto", "preproc", "truth"]
+SMALLEST_IMAGE = 16  # pixels a side after downscaling
 
 
 def load_scene(
@@ -78,6 +79,11 @@ def load_scene(
     transforms = read_transforms(folder / "transforms_train.json")
     if not transforms.frames:
         raise DatasetError(f"{transforms.path}: has no frames.")
+    if min(transforms.height, transforms.width) // downscale < SMALLEST_IMAGE:
+        raise DatasetError(
+            f"downscale {downscale} leaves less than {SMALLEST_IMAGE} of {transforms.height}x{transforms.width} pixels "
+            "a side; choose a smaller one."
+        )
     preproc_folder = _choose_poses(folder, preproc, poses, transforms)
     if pixel_center is None:
         default = 0.5 if preproc_folder is None else 0.0

@@ -38,7 +38,7 @@ def reconstruct_from_truth(
     """
     objects = []
     for k, true_cam_from_obj in enumerate(cam_from_obj):
-        seen = object_ids == k
+        seen = (object_ids == k) & depths.isfinite() & (depths > 0)
         points = observe_surface_points(true_cam_from_obj, seen, depths, intrinsics, generator, name=f"object {k}")
         objects.append(in_random_gauge(true_cam_from_obj, seen.flatten(1).any(1), points, generator))
     return tuple(objects)
