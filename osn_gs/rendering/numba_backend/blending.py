@@ -394,10 +394,10 @@ def _unblend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, feat
         group, group_sums = line[BACKWARD_CHANNELS + channel * FIELD :], sums[SUM_FEATURES + channel * FIELD :]
         for k in range(count):
             weight = line[WEIGHT + k]
-            group_sums[0 + k] += weight * group[k]
-            group_sums[1 + k] += weight * group[FIELD + k]
-            group_sums[2 + k] += weight * group[2 * FIELD + k]
-            group_sums[3 + k] += weight * group[3 * FIELD + k]
+            group_sums[k] += weight * group[k]
+            group_sums[FIELD + k] += weight * group[FIELD + k]
+            group_sums[2 * FIELD + k] += weight * group[2 * FIELD + k]
+            group_sums[3 * FIELD + k] += weight * group[3 * FIELD + k]
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
