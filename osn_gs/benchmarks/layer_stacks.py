@@ -12,7 +12,7 @@ from torch import Tensor
 from osn_gs.object_scales.ranges import initial_scale_range
 
 NEAR, FAR = 1.0, 8.0
-CAMERA_DISTANCE, CAMERA_HEIGHT = 3.2, 1.5
+CAMERA_DISTANCE, CAMERA_HEIGHT = 2.8, 1.1
 ROOM_HALF_WIDTH = 5.0
 FIELD_OF_VIEW = math.radians(50)
 RING_RADII = (0.35, 0.95)  # solids stand on two rings, inner and outer in turn, so that they occlude each other
@@ -47,13 +47,14 @@ def boxes_in_a_room(
     width: int,
     generator: torch.Generator,
     depth_noise: float = 0.0,
+    box_size: float = 1.0,
 ) -> LayerStack:
     """K - 1 turning boxes on the floor of a room seen from a moving camera; object 0 is the room.
 
     `depth_noise` is the relative standard deviation of every layer depth, the mask stays exact. Each box has its own
     random unit of length, as structure-from-motion would give it.
     """
-    boxes = [_draw_box(index, num_objects - 1, generator) for index in range(num_objects - 1)]
+    boxes = [_draw_box(index, num_objects - 1, box_size, generator) for index in range(num_objects - 1)]
     depths = torch.stack([_frame_depths(boxes, t, num_frames, height, width) for t in range(num_frames)])
     object_ids = depths.argmin(dim=1).to(torch.uint8)
     units, ranges = [1.0], [(1.0, 1.0)]
@@ -73,7 +74,7 @@ def boxes_in_a_room(
     )
 
 
-def _draw_box(index: int, num_boxes: int, generator: torch.Generator) -> _Box:
+def _draw_box(index: int, num_boxes: int, size: float, generator: torch.Generator) -> _Box:
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
@@ -81,15 +82,13 @@ def _draw_box(index: int, num_boxes: int, generator: torch.Generator) -> _Box:
         ring=RING_RADII[index % 2],
         angle=2 * math.pi * index / num_boxes,
         turn_per_frame=between(-0.01, 0.01),
-        half_width=between(0.08, 0.18),
-        half_depth=between(0.08, 0.18),
-        height=between(0.2, 0.6),
+        half_width=size * between(0.12, 0.26),
+        half_depth=size * between(0.12, 0.26),
+        height=size * between(0.2, 0.6),
     )
 
 
-def _frame_depths(
-    boxes: list[_Box], frame: int, num_frames: int, height: int, width: int
-) -> Float[Tensor, "k h w"]:
+def _frame_depths(boxes: list[_Box], frame: int, num_frames: int, height: int, width: int) -> Float[Tensor, "k h w"]:
     """True z-depth of the room and of every box alone, inf where a box does not cover."""
     azimuth = 0.8 * (frame / max(num_frames - 1, 1) - 0.5)
     origin = torch.tensor(

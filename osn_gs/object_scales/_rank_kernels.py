@@ -31,17 +31,21 @@ class RankTables(NamedTuple):
 
 
 class PixelBlocks(NamedTuple):
-    """B blocks of at most a few hundred pixels, each pixel under the same two or more constraints.
+    """B blocks of at most a few thousand pixels, each pixel under the same two or more constraints.
 
-    Block b owns the rank tables `table_begin[b]:table_begin[b + 1]`, one for each constraint. For table m,
-    row r of its bit rows marks the pixels whose threshold is among the r smallest, that is the pixels
-    violated by a value of rank r.
+    Block b owns the rank tables `table_begin[b]:table_begin[b + 1]`, one for each constraint. A value of rank r in
+    table m violates the r pixels that come first in `pixels_by_threshold[tables.begin[m]:]`. So that they need not be
+    walked through, bit row i of the table marks the first `RANKS_PER_ROW * i` of them.
     """
 
     table_begin: np.ndarray  # [B + 1] int64
     num_pixels: np.ndarray  # [B] int64
+    pixels_by_threshold: np.ndarray  # [sum n_m] int32, places in the block, in the order of tables.thresholds
     row_begin: np.ndarray  # [M] int64, where a table's rows begin in bit_rows
-    bit_rows: np.ndarray  # uint64
+    bit_rows: np.ndarray  # uint64, rows of ceil(n / 64) words
+
+
+RANKS_PER_ROW = 8
 
 
 @intrinsic
@@ -70,15 +74,20 @@ def fill_buckets(thresholds, buckets_per_unit, num_buckets, bucket_starts):
 
 
 @njit(nogil=True, cache=True)
-def fill_bit_rows(pixels_by_threshold, num_words, bit_rows):
-    """Write one block's rows for one constraint: row r holds the first r pixels of `pixels_by_threshold`."""
+def _mark(bits, pixel):
+    bits[pixel >> 6] |= np.uint64(1) << np.uint64(pixel & 63)
+
+
+@njit(nogil=True, cache=True)
+def bit_rows_of(pixels_by_threshold):
+    """One table's bit rows [rows, words]: row i marks the first `RANKS_PER_ROW * i` pixels."""
     num_pixels = pixels_by_threshold.shape[0]
-    bit_rows[:num_words] = 0
-    for rank in range(num_pixels):
-        row = bit_rows[(rank + 1) * num_words : (rank + 2) * num_words]
-        row[:] = bit_rows[rank * num_words : (rank + 1) * num_words]
-        pixel = pixels_by_threshold[rank]
-        row[pixel >> 6] |= np.uint64(1) << np.uint64(pixel & 63)
+    rows = np.zeros((num_pixels // RANKS_PER_ROW + 1, (num_pixels + 63) // 64), dtype=np.uint64)
+    for row in range(1, rows.shape[0]):
+        rows[row] = rows[row - 1]
+        for rank in range(RANKS_PER_ROW * (row - 1), RANKS_PER_ROW * row):
+            _mark(rows[row], pixels_by_threshold[rank])
+    return rows
 
 
 @njit(nogil=True, cache=True)
@@ -120,29 +129,42 @@ def add_single_violations(log_scales, first, last, tables, violated):
 @njit(nogil=True, cache=True)
 def add_joint_violations(log_scales, first, last, tables, blocks, violated):
     """Add the violated pixels of the many-constraint blocks: each pixel once, however many constraints it breaks."""
-    active_rows = np.empty(log_scales.shape[0], dtype=np.int64)
+    ranks = np.empty(log_scales.shape[0], dtype=np.int64)
+    broken_tables = np.empty(log_scales.shape[0], dtype=np.int64)
     for block in range(blocks.num_pixels.shape[0]):
-        first_table, last_table = blocks.table_begin[block], blocks.table_begin[block + 1]
         num_pixels = blocks.num_pixels[block]
-        num_words = (num_pixels + 63) >> 6
+        union = np.empty((num_pixels + 63) >> 6, dtype=np.uint64)
         for vector in range(first, last):
-            num_active = 0
+            num_broken = 0
             largest_rank = 0
-            for table in range(first_table, last_table):
+            for table in range(blocks.table_begin[block], blocks.table_begin[block + 1]):
                 value = log_scales[tables.labelled[table], vector] - log_scales[tables.intruder[table], vector]
-                if value <= tables.thresholds[tables.begin[table]]:
-                    continue
                 rank = _rank(value, table, tables)
-                largest_rank = max(largest_rank, rank)
-                if rank == num_pixels:
-                    break
-                active_rows[num_active] = blocks.row_begin[table] + rank * num_words
-                num_active += 1
-            if largest_rank == num_pixels or num_active <= 1:
+                if rank > 0:
+                    ranks[num_broken], broken_tables[num_broken] = rank, table
+                    num_broken += 1
+                    largest_rank = max(largest_rank, rank)
+                    if rank == num_pixels:
+                        break
+            if num_broken <= 1 or largest_rank == num_pixels:
                 violated[vector] += largest_rank
-                continue
-            for word in range(num_words):
-                union = blocks.bit_rows[active_rows[0] + word]
-                for active in range(1, num_active):
-                    union |= blocks.bit_rows[active_rows[active] + word]
-                violated[vector] += np.int64(_popcount(union))
+            else:
+                violated[vector] += _count_union(num_broken, broken_tables, ranks, tables, blocks, union)
+
+
+@njit(nogil=True, cache=True)
+def _count_union(num_broken, broken_tables, ranks, tables, blocks, union):
+    """Number of a block's pixels that violate any of the broken tables; `union` is scratch."""
+    union[:] = 0
+    for broken in range(num_broken):
+        table, rank = broken_tables[broken], ranks[broken]
+        row = rank // RANKS_PER_ROW
+        row_begin = blocks.row_begin[table] + row * union.shape[0]
+        for word in range(union.shape[0]):
+            union[word] |= blocks.bit_rows[row_begin + word]
+        for place in range(tables.begin[table] + row * RANKS_PER_ROW, tables.begin[table] + rank):
+            _mark(union, blocks.pixels_by_threshold[place])
+    count = np.int64(0)
+    for word in union:
+        count += np.int64(_popcount(word))
+    return count

@@ -18,7 +18,7 @@ from osn_gs.object_scales.ranges import check_scale_ranges, scales_from_log, uni
 Membership = Callable[[Float[Tensor, "n k"]], Bool[Tensor, "n"]]
 
 REJECTION_BATCH = 16_384
-MAX_SHRINKS = 60  # halves a chord of e^10 to below 1e-12; a chain that still finds nothing stays where it is
+MAX_SHRINKS = 20  # a chain that has missed so often stays where it is for this step, which keeps the draws uniform
 AXIS_SHARE = 0.5  # share of moves along one object's axis; the others go along differences between chains
 
 
