@@ -112,40 +112,103 @@ def _composite_forward(
     first_block, last_block, features, alphas, depths, object_scales, depth_stds, finds_interleaved,
     out_features, out_depth, out_alphas, out_weights, interleaved,
 ):  # fmt: skip
-    """Composites the pixels of blocks first_block..last_block-1 for every vector of object scales."""
+    """Composites the pixels of blocks first_block..last_block-1 for every vector of object scales.
+
+    Nothing is sorted: the light that reaches a layer is the product of what the layers in front of it let
+    through, and comparing the few layers of a block pair by pair is vector code over its pixels.
+    """
     num_layers, num_pixels, num_channels = features.shape
-    covering = np.empty((PIXELS_PER_BLOCK, num_layers), np.int64)
-    counts = np.empty(PIXELS_PER_BLOCK, np.int64)
-    order = np.empty(num_layers, np.int64)
-    keys = np.empty(num_layers, np.float32)
+    block_alphas = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
+    block_depths = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
+    placed = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
+    visibility = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
+    block_features = np.empty((num_layers, num_channels, PIXELS_PER_BLOCK), np.float32)
+    color = np.empty((num_channels, PIXELS_PER_BLOCK), np.float32)
+    total = np.empty(PIXELS_PER_BLOCK, np.float32)
+    depth = np.empty(PIXELS_PER_BLOCK, np.float32)
+    present = np.empty(num_layers, np.int64)
     for block in range(first_block, last_block):
-        begin, end = block * PIXELS_PER_BLOCK, min((block + 1) * PIXELS_PER_BLOCK, num_pixels)
-        for pixel in range(begin, end):
-            counts[pixel - begin] = _covering_layers(pixel, alphas, covering[pixel - begin])
+        begin = block * PIXELS_PER_BLOCK
+        count = min(PIXELS_PER_BLOCK, num_pixels - begin)
+        num_present = _layers_of_block(begin, count, alphas, present)
+        for n in range(num_present):
+            for p in range(count):
+                block_alphas[n, p] = alphas[present[n], begin + p]
+                block_depths[n, p] = depths[present[n], begin + p]
+            for channel in range(num_channels):
+                for p in range(count):
+                    block_features[n, channel, p] = features[present[n], begin + p, channel]
         for m in range(object_scales.shape[0]):
-            scales = object_scales[m]
-            out_features[m, begin:end] = ZERO
-            out_weights[m, begin:end] = ZERO
-            for pixel in range(begin, end):
-                count = counts[pixel - begin]
-                _sort_by_depth(pixel, depths, scales, covering[pixel - begin], count, order, keys)
-                transmittance, total, depth, deepest_end = ONE, ZERO, ZERO, float32(-np.inf)
-                for place in range(count):
-                    layer = order[place]
-                    weight = transmittance * alphas[layer, pixel]
-                    total += weight
-                    depth += weight * keys[place]
-                    out_weights[m, pixel, layer] = weight
-                    for channel in range(num_channels):
-                        out_features[m, pixel, channel] += transmittance * features[layer, pixel, channel]
-                    if finds_interleaved and weight > MATTERS:
-                        reach = STDS * scales[layer] * depth_stds[layer, pixel]
-                        if keys[place] - reach < deepest_end:
-                            interleaved[m, pixel] = True
-                        deepest_end = max(deepest_end, keys[place] + reach)
-                    transmittance *= ONE - alphas[layer, pixel]
-                out_alphas[m, pixel] = total
-                out_depth[m, pixel] = depth / (EMPTY if total < EMPTY else total)
+            for n in range(num_present):
+                for p in range(count):
+                    placed[n, p] = object_scales[m, present[n]] * block_depths[n, p]
+            color[:] = ZERO
+            total[:] = ZERO
+            depth[:] = ZERO
+            out_weights[m, begin : begin + count] = ZERO
+            for n in range(num_present):
+                _light_that_reaches(n, num_present, count, placed, block_alphas, visibility[n])
+                for channel in range(num_channels):
+                    for p in range(count):
+                        color[channel, p] += visibility[n, p] * block_features[n, channel, p]
+                for p in range(count):
+                    weight = visibility[n, p] * block_alphas[n, p]
+                    total[p] += weight
+                    depth[p] += weight * placed[n, p]
+                for p in range(count):
+                    out_weights[m, begin + p, present[n]] = visibility[n, p] * block_alphas[n, p]
+            for channel in range(num_channels):
+                for p in range(count):
+                    out_features[m, begin + p, channel] = color[channel, p]
+            for p in range(count):
+                out_alphas[m, begin + p] = total[p]
+                out_depth[m, begin + p] = depth[p] / (EMPTY if total[p] < EMPTY else total[p])
+            if finds_interleaved:
+                for p in range(count):
+                    interleaved[m, begin + p] = _any_overlap(
+                        begin + p, object_scales[m], depths, depth_stds, out_weights[m, begin + p]
+                    )
+
+
+@njit(cache=True, nogil=True)
+def _layers_of_block(begin, count, alphas, present):
+    """Writes the layers that cover any of `count` pixels from `begin` and returns how many. A NaN alpha covers."""
+    num_present = 0
+    for layer in range(alphas.shape[0]):
+        covers = False
+        for p in range(begin, begin + count):
+            covers |= alphas[layer, p] != ZERO
+        if covers:
+            present[num_present] = layer
+            num_present += 1
+    return num_present
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _light_that_reaches(n, num_present, count, placed, alphas, visibility):
+    """Product of 1 - alpha over the layers in front of layer n; of two at the same depth the first is in front."""
+    for p in range(count):
+        visibility[p] = ONE
+    for other in range(n):
+        for p in range(count):
+            visibility[p] *= ONE - alphas[other, p] if placed[other, p] <= placed[n, p] else ONE
+    for other in range(n + 1, num_present):
+        for p in range(count):
+            visibility[p] *= ONE - alphas[other, p] if placed[other, p] < placed[n, p] else ONE
+
+
+@njit(cache=True, nogil=True)
+def _any_overlap(pixel, scales, depths, depth_stds, weights):
+    """Whether the depth intervals of two layers that both matter overlap at the pixel."""
+    for k in range(len(weights)):
+        if weights[k] > MATTERS:
+            for other in range(k):
+                if weights[other] > MATTERS:
+                    distance = abs(scales[k] * depths[k, pixel] - scales[other] * depths[other, pixel])
+                    reach = STDS * (scales[k] * depth_stds[k, pixel] + scales[other] * depth_stds[other, pixel])
+                    if distance < reach:
+                        return True
+    return False
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
