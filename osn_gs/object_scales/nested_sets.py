@@ -21,6 +21,7 @@ Quality = Callable[[Float[Tensor, "n k"]], Float[Tensor, "n"]]
 
 SURVIVING_SHARE = 0.25
 MOVES_PER_LEVEL = 10
+LEAST_VECTORS = 256  # fewer lose the way to a set of several pieces
 SMALLEST_LOG_VOLUME = -60.0  # below e^-60 of the box float64 log-scales no longer resolve the set
 
 
@@ -89,6 +90,23 @@ def _next_level(qualities: Float[Tensor, "n"], level: float, last_level: float, 
     return min(last_level, max(level_by_share, float(higher.min())))
 
 
+def nested_sets_up_to(
+    quality: Quality,
+    least_quality: float,
+    scale_ranges: Float[Tensor, "k 2"],
+    generator: torch.Generator,
+    num_vectors: int = 2_048,
+) -> NestedSets:
+    """Nested sets whose last level is `least_quality`; raises `StarvedError` if the search cannot reach it."""
+    nested = draw_nested_sets(quality, scale_ranges, generator, least_quality, num_vectors)
+    if nested.levels[-1] < least_quality:
+        raise StarvedError(
+            f"no scale vector of quality >= {least_quality:.5g} was found, the best has "
+            f"{float(nested.qualities[-1].max()):.5g}; lower the threshold, or free fixed scales."
+        )
+    return nested
+
+
 def find_valid_start(
     quality: Quality,
     least_quality: float,
@@ -101,13 +119,8 @@ def find_valid_start(
     Works for the oracle's accuracy, a network's logit, and under fixed scales (`ranges.fix_scales`). Raises
     `StarvedError` if the search cannot reach `least_quality`.
     """
-    nested = draw_nested_sets(quality, scale_ranges, generator, least_quality, num_vectors)
-    if nested.levels[-1] < least_quality:
-        raise StarvedError(
-            f"no scale vector of quality >= {least_quality:.5g} was found, the best has "
-            f"{float(nested.qualities[-1].max()):.5g}; lower the threshold, or free fixed scales."
-        )
-    return nested.object_scales[-1]
+    nested = nested_sets_up_to(quality, least_quality, scale_ranges, generator, max(num_vectors, LEAST_VECTORS))
+    return nested.object_scales[-1][:num_vectors]
 
 
 def best_vector(

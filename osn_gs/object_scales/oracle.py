@@ -92,9 +92,7 @@ class ScaleOracleBuilder:
         labels = object_ids.reshape(-1).cpu().numpy().astype(np.int64)
         depths = layer_depths.reshape(num_objects, -1).detach().cpu().numpy().astype(np.float64)
         if labels.size and labels.max() >= num_objects:
-            raise DatasetError(
-                f"frame {frame}: the mask holds object {labels.max()}, expected ids below {num_objects}."
-            )
+            raise DatasetError(f"frame {frame}: the mask holds id {labels.max()}, expected ids below {num_objects}.")
         if not (depths > 0).all():
             raise DatasetError(f"frame {frame}: layer depths must be positive, or inf where the object is not.")
         for label in range(num_objects):
