@@ -128,15 +128,17 @@ def _blend_tiles(
     image = features.new_zeros(height * width, num_channels)
     alpha = features.new_zeros(height * width, 1)
     tile_ids, tile_images, tile_alphas = [], [], []
-    for (top, left), gaussians in _gaussians_of_tiles(projected, camera, width, height):
+    no_gaussians = pixel_ids.new_empty(0)
+    tiles = list(_gaussians_of_tiles(projected, camera, width, height)) or [((0, 0), no_gaussians)]
+    for (top, left), gaussians in tiles:  # at least one, so that an empty view is part of the graph too
         tile = (slice(top, top + TILE_SIZE), slice(left, left + TILE_SIZE))
         tile_image, tile_alpha = _blend_pixels(all_pixels[tile], projected, features, camera, gaussians, absgrad)
         tile_ids.append(pixel_ids[tile].flatten())
         tile_images.append(tile_image.reshape(-1, num_channels))
         tile_alphas.append(tile_alpha.reshape(-1, 1))
-    if tile_ids:  # written once: autograd would copy the whole image for every tile
-        image = image.index_copy(0, torch.cat(tile_ids), torch.cat(tile_images))
-        alpha = alpha.index_copy(0, torch.cat(tile_ids), torch.cat(tile_alphas))
+    # Written once: autograd would copy the whole image for every tile.
+    image = image.index_copy(0, torch.cat(tile_ids), torch.cat(tile_images))
+    alpha = alpha.index_copy(0, torch.cat(tile_ids), torch.cat(tile_alphas))
     return image.view(height, width, num_channels), alpha.view(height, width, 1)
 
 

@@ -82,9 +82,7 @@ class _ProjectToCamera(torch.autograd.Function):
         inputs = (*gaussians, opacities.contiguous().numpy(), viewmat, camera, antialiased)
         run_over_range(_project_forward, count, *inputs, *outputs, smallest_chunk=SMALLEST_CHUNK)
         broken = int(np.isnan(conics.sum(-1) + means2d.sum(-1)).sum())
-        assert not broken, (
-            f"{broken} of {count} Gaussians have no finite image: a quaternion of length 0, or a huge scale"
-        )
+        assert not broken, f"{broken} of {count} Gaussians have no finite image: is a quaternion 0 or a scale huge?"
         ctx.saved = (*gaussians, viewmat, camera, antialiased, conics, compensations, radii)
         outputs = tuple(torch.from_numpy(array) for array in outputs)
         ctx.mark_non_differentiable(outputs[-1])
