@@ -10,7 +10,7 @@ from rasterize_clouds import PARAMETERS, Cloud, cloud_before_camera, random_clou
 from torch.testing import assert_close
 
 from osn_gs.geometry.se3 import quat_multiply
-from osn_gs.rendering import torch_reference
+from osn_gs.rendering import numba_backend, torch_reference
 from osn_gs.rendering.rasterize import rasterize
 
 BACKENDS = ("numba", "torch")
@@ -62,6 +62,22 @@ def test_numba_agrees_with_dense_float64_in_value_and_gradient(rasterize_mode: s
     for attribute in ("grad", "absgrad"):
         fast, exact = (getattr(i["means2d"], attribute) for i in (info, exact_info))
         assert relative_error(fast, exact) < 2e-4, attribute
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_sh_colors_of_numba_agree_with_float64(degree: int):
+    cloud = random_cloud(num_cameras=2, sh=True)
+    gradients, values = [], []
+    for back_end, dtype in ((numba_backend, torch.float32), (torch_reference, torch.float64)):
+        leaves = cloud.cast(dtype).with_leaves()
+        values.append(back_end.sh_colors(leaves.means, leaves.colors, leaves.viewmats, degree))
+        random_loss(values[-1], torch.zeros(1)).backward()
+        gradients.append((leaves.means.grad, leaves.colors.grad))
+    assert_close(values[0].double(), values[1], atol=2e-6, rtol=0)
+    assert_close(
+        gradients[0][0].double(), gradients[1][0] if degree else torch.zeros(300, 3).double(), atol=1e-5, rtol=0
+    )
+    assert relative_error(gradients[0][1], gradients[1][1]) < 1e-5
 
 
 @pytest.mark.usefixtures("dense")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.gaussians.spherical_harmonics import evaluate_sh
+from osn_gs.rendering import torch_reference
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 RasterizeMode = Literal["classic", "antialiased"]
@@ -77,13 +77,13 @@ def rasterize(
         assert means.dtype == torch.float32, f"the Numba back end is float32 only, means are {means.dtype}"
         from osn_gs.rendering import numba_backend as kernels
     else:
-        from osn_gs.rendering import torch_reference as kernels
+        kernels = torch_reference
 
     projected = kernels.project(
         means, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, eps2d,
         antialiased=rasterize_mode == "antialiased",
     )  # fmt: skip
-    features = _features(means, colors, viewmats, sh_degree, render_mode, extra_features, projected.depths)
+    features = _features(kernels, means, colors, viewmats, sh_degree, render_mode, extra_features, projected.depths)
     image, alphas = kernels.blend(projected, features, width, height, absgrad)
     image = _finish(image, alphas, backgrounds, render_mode)
     info = {**projected._asdict(), "width": width, "height": height, "n_cameras": len(viewmats), "gaussian_ids": None}
@@ -112,23 +112,18 @@ def _choose_backend(means: Tensor) -> Backend:
     return "numba" if numba_fits else "torch"
 
 
-def _sh_colors(
-    means: Float[Tensor, "n 3"], coefficients: Float[Tensor, "n bases 3"], viewmats: Float[Tensor, "c 4 4"], degree: int
-) -> Float[Tensor, "c n 3"]:
-    """Colours as each camera sees them."""
-    camera_centres = -(viewmats[:, :3, :3].transpose(-1, -2) @ viewmats[:, :3, 3:]).squeeze(-1)
-    directions = means - camera_centres[:, None]
-    return (evaluate_sh(degree, directions, coefficients.expand(len(viewmats), -1, -1, -1)) + 0.5).clamp_min(0)
-
-
-def _features(means, colors, viewmats, sh_degree, render_mode, extra_features, depths) -> Float[Tensor, "c n x"]:
+def _features(
+    kernels, means, colors, viewmats, sh_degree, render_mode, extra_features, depths
+) -> Float[Tensor, "c n x"]:
     """The channels to blend, in the order of the output."""
+    num_cameras = len(viewmats)
     channels = []
-    if "RGB" in render_mode:
-        per_camera = colors.expand(len(viewmats), -1, -1) if sh_degree is None else None
-        channels.append(_sh_colors(means, colors, viewmats, sh_degree) if per_camera is None else per_camera)
+    if "RGB" in render_mode and sh_degree is not None:
+        channels.append(kernels.sh_colors(means, colors, viewmats, sh_degree))
+    elif "RGB" in render_mode:
+        channels.append(colors.expand(num_cameras, -1, -1))
     if extra_features is not None:
-        channels.append(extra_features.expand(len(viewmats), -1, -1))
+        channels.append(extra_features.expand(num_cameras, -1, -1))
     if render_mode != "RGB":
         channels.append(depths[..., None])
     return torch.cat(channels, dim=-1)
@@ -159,7 +154,7 @@ def _rasterize_with_gsplat(
         if sh_degree is None:
             colors = torch.cat([colors, extra_features], dim=-1)
         else:
-            shaded = _sh_colors(means, colors, viewmats, sh_degree)
+            shaded = torch_reference.sh_colors(means, colors, viewmats, sh_degree)
             colors = torch.cat([shaded, extra_features.expand(len(viewmats), -1, -1)], dim=-1)
             sh_degree = None
         backgrounds = None if backgrounds is None else _padded(backgrounds, colors.shape[-1])

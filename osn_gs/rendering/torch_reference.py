@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from osn_gs.gaussians.spherical_harmonics import evaluate_sh
 from osn_gs.geometry.se3 import quat_to_rotmat
 from osn_gs.rendering.projected_gaussians import (
     ALPHA_MAX,
@@ -104,6 +105,18 @@ def _radii(means2d, xx, yy, opacities, in_depth_range, width, height) -> Int[Ten
     in_image = ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
     visible = in_depth_range & bright & in_image & (radii > 0).all(-1)
     return torch.where(visible[..., None], radii, torch.zeros_like(radii)).int()
+
+
+def sh_colors(
+    means: Float[Tensor, "n 3"],
+    coefficients: Float[Tensor, "n bases 3"],
+    viewmats: Float[Tensor, "c 4 4"],
+    degree: int,
+) -> Float[Tensor, "c n 3"]:
+    """Colours max(SH + 0.5, 0) of the Gaussians as each camera sees them; `viewmats` rigid."""
+    camera_centres = -(viewmats[:, :3, :3].transpose(-1, -2) @ viewmats[:, :3, 3:]).squeeze(-1)
+    directions = means - camera_centres[:, None]
+    return (evaluate_sh(degree, directions, coefficients.expand(len(viewmats), -1, -1, -1)) + 0.5).clamp_min(0)
 
 
 def blend(

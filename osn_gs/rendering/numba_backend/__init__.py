@@ -8,5 +8,6 @@ results are the same bit for bit over runs and thread counts.
 
 from osn_gs.rendering.numba_backend.blending import blend
 from osn_gs.rendering.numba_backend.projection import project
+from osn_gs.rendering.numba_backend.spherical_harmonics import sh_colors
 
-__all__ = ["blend", "project"]
+__all__ = ["blend", "project", "sh_colors"]
