@@ -54,7 +54,7 @@ class TrainingProgress:
     def show(self, report: StepReport | RoundReport) -> None:
         """Take in one report of the optimizer."""
         if isinstance(report, RoundReport):
-            self.console.print(_round_line(report))
+            self.console.print(_round_line(report), highlight=False)
         else:
             previous = report.psnr if self._psnr is None else self._psnr
             self._psnr = SMOOTHING * previous + (1 - SMOOTHING) * report.psnr
@@ -93,6 +93,5 @@ def _round_line(report: RoundReport) -> str:
     learned = report.learned_set
     return (
         f"round {report.round}  IoU with the oracle {learned.iou:.3f}  precision {learned.precision:.3f}  "
-        f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.2g} % of the box  "
-        f"best pixel accuracy {learned.best_accuracy:.4f}"
+        f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.2g} % of the box"
     )

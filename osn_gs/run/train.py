@@ -50,6 +50,8 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> int:
     Returns 0, or 130 where Ctrl-C stopped it; what was learned is then in a checkpoint.
     """
     device = _device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # the rasterizer has its own threads; torch's only wait for each other beside them
     data = _load_data(config, folder, console)
     generator = torch.default_generator.manual_seed(config.seed)
     optimizer = JointOptimizer(initial_scene(data, config.gaussians).to(device), data, config, generator)

@@ -216,6 +216,7 @@ class JointOptimizer:
         """The depth-order constraints of the layers as they are now."""
         return oracle_of_scene(self.scene, self.data.object_ids)
 
+    @torch.no_grad()
     def sample_valid_scales(self, count: int) -> Float[Tensor, "n k"]:
         """Scale vectors spread over the learned set (score above 0.5)."""
         return find_valid_start(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
