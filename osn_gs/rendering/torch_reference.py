@@ -6,6 +6,9 @@ no wheel. `blend` visits only the Gaussians near each tile; `blend_dense` all of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -126,46 +129,50 @@ def blend(
 
     With `absgrad`, backward leaves the sum over pixels of |d loss / d mean| in `projected.means2d.absgrad`.
     """
-    if absgrad:
-        projected.means2d.absgrad = torch.zeros_like(projected.means2d)
-    blended = [_blend_tiles(projected, features, camera, width, height, absgrad) for camera in range(features.shape[0])]
-    return torch.stack([image for image, _ in blended]), torch.stack([alpha for _, alpha in blended])
-
-
-def _blend_tiles(
-    projected: ProjectedGaussians, features: Float[Tensor, "c n d"], camera: int, width: int, height: int, absgrad: bool
-) -> tuple[Float[Tensor, "h w d"], Float[Tensor, "h w 1"]]:
-    num_channels = features.shape[-1]
-    pixel_ids = torch.arange(height * width, device=features.device).view(height, width)
-    all_pixels = _pixel_centres(width, height, features)
-    image = features.new_zeros(height * width, num_channels)
-    alpha = features.new_zeros(height * width, 1)
-    tile_ids, tile_images, tile_alphas = [], [], []
-    no_gaussians = pixel_ids.new_empty(0)
-    tiles = list(_gaussians_of_tiles(projected, camera, width, height)) or [((0, 0), no_gaussians)]
-    for (top, left), gaussians in tiles:  # at least one, so that an empty view is part of the graph too
-        tile = (slice(top, top + TILE_SIZE), slice(left, left + TILE_SIZE))
-        tile_image, tile_alpha = _blend_pixels(all_pixels[tile], projected, features, camera, gaussians, absgrad)
-        tile_ids.append(pixel_ids[tile].flatten())
-        tile_images.append(tile_image.reshape(-1, num_channels))
-        tile_alphas.append(tile_alpha.reshape(-1, 1))
-    # Written once: autograd would copy the whole image for every tile.
-    image = image.index_copy(0, torch.cat(tile_ids), torch.cat(tile_images))
-    alpha = alpha.index_copy(0, torch.cat(tile_ids), torch.cat(tile_alphas))
-    return image.view(height, width, num_channels), alpha.view(height, width, 1)
+    return _blend_cameras(_blend_tiles, projected, features, width, height, absgrad)
 
 
 def blend_dense(
     projected: ProjectedGaussians, features: Float[Tensor, "c n d"], width: int, height: int, absgrad: bool = False
 ) -> tuple[Float[Tensor, "c h w d"], Float[Tensor, "c h w 1"]]:
     """As `blend`, from every visible Gaussian at every pixel: no tiles that could be wrong, much memory."""
+    return _blend_cameras(_blend_whole_image, projected, features, width, height, absgrad)
+
+
+class _CameraGaussians(NamedTuple):
+    """G Gaussians near to far as one camera sees them; `ids` are their indices in the cloud."""
+
+    ids: Int[Tensor, "g"]
+    means2d: Float[Tensor, "g 2"]
+    conics: Float[Tensor, "g 3"]
+    opacities: Float[Tensor, "g"]
+    features: Float[Tensor, "g d"]
+    absgrad: Float[Tensor, "n 2"] | None
+
+    def repeat(self, rows: Int[Tensor, "p"]) -> _CameraGaussians:
+        return _CameraGaussians(*(values[rows] for values in self[:-1]), self.absgrad)
+
+    def split(self, counts: list[int]) -> Iterator[_CameraGaussians]:
+        groups = zip(*(values.split(counts) for values in self[:-1]), strict=True)
+        return (_CameraGaussians(*group, self.absgrad) for group in groups)
+
+
+def _blend_cameras(blend_camera, projected, features, width, height, absgrad):
     if absgrad:
         projected.means2d.absgrad = torch.zeros_like(projected.means2d)
     pixels = _pixel_centres(width, height, features)
-    blended = [
-        _blend_pixels(pixels, projected, features, camera, _visible_near_to_far(projected, camera), absgrad)
-        for camera in range(features.shape[0])
-    ]
+    blended = []
+    for camera in range(features.shape[0]):
+        near_to_far = _visible_near_to_far(projected, camera)
+        gaussians = _CameraGaussians(
+            near_to_far,
+            projected.means2d[camera, near_to_far],
+            projected.conics[camera, near_to_far],
+            projected.opacities[camera, near_to_far],
+            features[camera, near_to_far],
+            projected.means2d.absgrad[camera] if absgrad else None,
+        )
+        blended.append(blend_camera(pixels, gaussians, projected.radii[camera, near_to_far]))
     return torch.stack([image for image, _ in blended]), torch.stack([alpha for _, alpha in blended])
 
 
@@ -181,50 +188,75 @@ def _visible_near_to_far(projected: ProjectedGaussians, camera: int) -> Int[Tens
     return visible[projected.depths[camera, visible].detach().argsort(stable=True)]
 
 
-def _gaussians_of_tiles(projected: ProjectedGaussians, camera: int, width: int, height: int):
-    """Yields ((top, left), Gaussians near to far) of every tile that a Gaussian's box touches."""
-    gaussians = _visible_near_to_far(projected, camera)
-    means2d, radii = projected.means2d[camera, gaussians].detach(), projected.radii[camera, gaussians]
+def _blend_whole_image(
+    pixels: Float[Tensor, "h w 2"], gaussians: _CameraGaussians, radii: Int[Tensor, "g 2"]
+) -> tuple[Float[Tensor, "h w d"], Float[Tensor, "h w 1"]]:
+    return _blend_pixels(pixels, gaussians)
+
+
+def _blend_tiles(
+    pixels: Float[Tensor, "h w 2"], gaussians: _CameraGaussians, radii: Int[Tensor, "g 2"]
+) -> tuple[Float[Tensor, "h w d"], Float[Tensor, "h w 1"]]:
+    """Blend every tile from the Gaussians whose boxes touch it."""
+    height, width, _ = pixels.shape
+    pixel_ids = torch.arange(height * width, device=pixels.device).view(height, width)
+    tiles_x = -(-width // TILE_SIZE)
+    rows, tiles, counts = _gaussians_of_tiles(gaussians.means2d.detach(), radii, width, height)
+    tile_ids, tile_images, tile_alphas = [], [], []
+    # Gathered once and split: autograd would write a gradient for all Gaussians for every tile.
+    for tile, members in zip(tiles, gaussians.repeat(rows).split(counts), strict=True):
+        top, left = (TILE_SIZE * place for place in divmod(tile, tiles_x))
+        window = (slice(top, top + TILE_SIZE), slice(left, left + TILE_SIZE))
+        image, alpha = _blend_pixels(pixels[window], members)
+        tile_ids.append(pixel_ids[window].flatten())
+        tile_images.append(image.flatten(0, 1))
+        tile_alphas.append(alpha.flatten(0, 1))
+    # Written once, for the same reason.
+    order = torch.cat(tile_ids)
+    image = pixels.new_zeros(height * width, gaussians.features.shape[-1]).index_copy(0, order, torch.cat(tile_images))
+    alpha = pixels.new_zeros(height * width, 1).index_copy(0, order, torch.cat(tile_alphas))
+    return image.view(height, width, -1), alpha.view(height, width, 1)
+
+
+def _gaussians_of_tiles(
+    means2d: Float[Tensor, "g 2"], radii: Int[Tensor, "g 2"], width: int, height: int
+) -> tuple[Int[Tensor, "pairs"], list[int], list[int]]:
+    """The Gaussians of each tile, one tile after the other, each near to far; those tiles; how many each has.
+
+    Names the first tile even when no Gaussian touches any, so that an empty picture has a graph too.
+    """
     last_tile = torch.tensor([(width - 1) // TILE_SIZE, (height - 1) // TILE_SIZE], device=means2d.device)
     low = torch.minimum(((means2d - radii) / TILE_SIZE).floor().long().clamp_min(0), last_tile)
     high = torch.minimum(((means2d + radii) / TILE_SIZE).floor().long().clamp_min(0), last_tile)
     spans = high - low + 1
     counts = spans.prod(-1)
-    owner = torch.arange(len(gaussians), device=means2d.device).repeat_interleave(counts)
+    owner = torch.arange(len(means2d), device=means2d.device).repeat_interleave(counts)
     within = torch.arange(len(owner), device=means2d.device) - (counts.cumsum(0) - counts)[owner]
     tile_x = low[owner, 0] + within % spans[owner, 0]
     tile_y = low[owner, 1] + within // spans[owner, 0]
-    tiles, order = torch.sort(tile_y * (last_tile[0] + 1) + tile_x, stable=True)  # stable: still near to far
-    tile_ids, tile_counts = torch.unique_consecutive(tiles, return_counts=True)
-    groups = gaussians[owner[order]].split(tile_counts.tolist())
-    for tile, group in zip(tile_ids.tolist(), groups, strict=True):
-        row, column = divmod(tile, int(last_tile[0]) + 1)
-        yield (row * TILE_SIZE, column * TILE_SIZE), group
+    sorted_tiles, order = torch.sort(tile_y * (last_tile[0] + 1) + tile_x, stable=True)  # stable: still near to far
+    tiles, tile_counts = torch.unique_consecutive(sorted_tiles, return_counts=True)
+    return owner[order], tiles.tolist() or [0], tile_counts.tolist() or [0]
 
 
 def _blend_pixels(
-    pixels: Float[Tensor, "h w 2"],
-    projected: ProjectedGaussians,
-    features: Float[Tensor, "c n d"],
-    camera: int,
-    gaussians: Int[Tensor, "g"],
-    absgrad: bool,
+    pixels: Float[Tensor, "h w 2"], gaussians: _CameraGaussians
 ) -> tuple[Float[Tensor, "h w d"], Float[Tensor, "h w 1"]]:
-    """Blend `gaussians` (ordered near to far) at every pixel."""
-    offsets = projected.means2d[camera, gaussians] - pixels[..., None, :]  # [h, w, g, 2]
-    if absgrad and offsets.requires_grad:
+    """Blend the Gaussians at every pixel."""
+    offsets = gaussians.means2d - pixels[..., None, :]  # [h, w, g, 2]
+    if gaussians.absgrad is not None and offsets.requires_grad:
 
         def add_to_absgrad(gradient: Tensor) -> None:
-            projected.means2d.absgrad[camera].index_add_(0, gaussians, gradient.abs().sum((0, 1)))
+            gaussians.absgrad.index_add_(0, gaussians.ids, gradient.abs().sum((0, 1)))
 
         offsets.register_hook(add_to_absgrad)
     dx, dy = offsets.unbind(-1)
-    xx, xy, yy = projected.conics[camera, gaussians].unbind(-1)
+    xx, xy, yy = gaussians.conics.unbind(-1)
     sigma = 0.5 * (xx * dx * dx + yy * dy * dy) + xy * dx * dy
-    alpha = (projected.opacities[camera, gaussians] * torch.exp(-sigma)).clamp_max(ALPHA_MAX)
+    alpha = (gaussians.opacities * torch.exp(-sigma)).clamp_max(ALPHA_MAX)
     alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, torch.zeros_like(alpha))
     transmittance = torch.cumprod(1 - alpha, dim=-1)
     alpha = torch.where(transmittance > TRANSMITTANCE_MIN, alpha, torch.zeros_like(alpha))
     before = torch.cat([torch.ones_like(transmittance[..., :1]), transmittance[..., :-1]], dim=-1)
     weights = alpha * before
-    return weights @ features[camera, gaussians], weights.sum(-1, keepdim=True)
+    return weights @ gaussians.features, weights.sum(-1, keepdim=True)
