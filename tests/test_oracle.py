@@ -58,7 +58,7 @@ def test_counts_stay_exact_when_pixels_fill_several_blocks(generator: torch.Gene
     stack = random_stack(3, generator, num_frames=6, side=120)
     vectors = uniform_scales(stack.scale_ranges, 40, generator)
     oracle = oracle_of(stack)
-    assert len(oracle._joint_blocks.num_pixels) > 6
+    assert len(oracle._joint_blocks.num_pixels) > 3  # more than one for each labelled object
     assert torch.equal(oracle.violated_pixels(vectors), recomposited_violations(stack, vectors))
 
 

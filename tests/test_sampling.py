@@ -12,7 +12,7 @@ from torch import Tensor
 
 from osn_gs.benchmarks.layer_stacks import boxes_in_a_room
 from osn_gs.errors import OsnGsError
-from osn_gs.object_scales.nested_sets import best_vector, draw_nested_sets, find_valid_start
+from osn_gs.object_scales.nested_sets import best_vector, draw_nested_sets, find_valid_start, sample_valid
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.object_scales.ranges import fix_scales
 from osn_gs.object_scales.sampling import (
@@ -73,6 +73,12 @@ def test_a_search_from_nothing_finds_starts_all_over_the_polytope(generator: tor
     start = find_valid_start(order_quality, 1e-9, ORDERED_RANGES, 1_000, generator)
     assert len(start) == 1_000
     assert_order_statistics(unit_positions(hit_and_run(is_ordered, ORDERED_RANGES, start, 1_000, generator)))
+
+
+def test_few_chains_give_many_samples_that_still_cover_the_polytope(generator: torch.Generator) -> None:
+    vectors = sample_valid(order_quality, 1e-9, ORDERED_RANGES, 1_000, generator)
+    assert len(vectors.unique(dim=0)) == 1_000
+    assert_order_statistics(unit_positions(vectors))
 
 
 def test_nested_sets_know_their_volumes(generator: torch.Generator) -> None:

@@ -31,11 +31,12 @@ class RankTables(NamedTuple):
 
 
 class PixelBlocks(NamedTuple):
-    """B blocks of at most a few thousand pixels, each pixel under the same two or more constraints.
+    """B blocks of at most a few thousand pixels that show one object, most of them under several constraints.
 
-    Block b owns the rank tables `table_begin[b]:table_begin[b + 1]`, one for each constraint. A value of rank r in
-    table m violates the r pixels that come first in `pixels_by_threshold[tables.begin[m]:]`. So that they need not be
-    walked through, bit row i of the table marks the first `RANKS_PER_ROW * i` of them.
+    Block b owns the rank tables `table_begin[b]:table_begin[b + 1]`, one for each intruder, with the thresholds of
+    those of its pixels that the intruder can break. A value of rank r in table m violates the r pixels that come first
+    in `pixels_by_threshold[tables.begin[m]:]`. So that they need not be walked through, bit row i of the table marks
+    the first `RANKS_PER_ROW * i` of them.
     """
 
     table_begin: np.ndarray  # [B + 1] int64
@@ -79,10 +80,10 @@ def _mark(bits, pixel):
 
 
 @njit(nogil=True, cache=True)
-def bit_rows_of(pixels_by_threshold):
-    """One table's bit rows [rows, words]: row i marks the first `RANKS_PER_ROW * i` pixels."""
-    num_pixels = pixels_by_threshold.shape[0]
-    rows = np.zeros((num_pixels // RANKS_PER_ROW + 1, (num_pixels + 63) // 64), dtype=np.uint64)
+def bit_rows_of(pixels_by_threshold, num_pixels):
+    """One table's bit rows [rows, words]: row i marks the first `RANKS_PER_ROW * i` of the block's pixels."""
+    num_rows = pixels_by_threshold.shape[0] // RANKS_PER_ROW + 1
+    rows = np.zeros((num_rows, (num_pixels + 63) // 64), dtype=np.uint64)
     for row in range(1, rows.shape[0]):
         rows[row] = rows[row - 1]
         for rank in range(RANKS_PER_ROW * (row - 1), RANKS_PER_ROW * row):

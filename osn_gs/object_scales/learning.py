@@ -24,6 +24,9 @@ POOL_SIZE = 65_536  # vectors drawn and labelled together; each batch takes a ra
 STEPS_PER_POOL = 100
 NETWORK_SHARE = 0.15  # share of a pool that comes from the network's own set
 NUM_NETWORK_CHAINS = 2_048
+# Inverse density relative to a valid vector's, so that both sides of the boundary count alike; higher weights far
+# outside let the network call nothing valid for a whole round (measured at K = 9, full weights: IoU 0 against 0.65).
+MAX_WEIGHT = 4.0
 REPORT_VECTORS_PER_LEVEL = 4_096
 NUM_CALIBRATION_BINS = 10
 
@@ -66,8 +69,7 @@ def fit_to_oracle(
     """One round of network steps toward the labels accuracy >= `accuracy_threshold` (from a `LabelRule`).
 
     Differs from OSN: cross entropy instead of MSE (K = 4, IoU after 1,000 steps 0.92 against 0.84), and drawn where
-    it teaches. The draws are not weighed back to uniform ones: the labels are certain, so weights do not move the
-    best network, but they let it call nothing valid for a whole round (K = 9: IoU 0 against 0.65).
+    it teaches. The draws are weighed back to uniform ones on either side of the boundary only (`MAX_WEIGHT`).
 
     All that lasts is in the arguments: the same ones give the same steps. Raises `StarvedError` if no vector
     reaches the threshold.
@@ -76,11 +78,12 @@ def fit_to_oracle(
     losses: list[float] = []
     for step in range(num_steps):
         if step % STEPS_PER_POOL == 0:
-            vectors, valid = _draw_pool(network, oracle, nested, generator)
-            vectors, labels = vectors.to(network.lo), valid.to(network.lo)
+            vectors, valid, weights = (part.to(network.lo) for part in _draw_pool(network, oracle, nested, generator))
         batch = torch.randint(len(vectors), (BATCH_SIZE,), generator=generator, device=generator.device)
         batch = batch.to(vectors.device)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(network.logit(vectors[batch]), labels[batch])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            network.logit(vectors[batch]), valid[batch], weights[batch]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,15 +93,19 @@ def fit_to_oracle(
 
 def _draw_pool(
     network: ObjectScaleNetwork, oracle: ScaleOracle, nested: NestedSets, generator: torch.Generator
-) -> tuple[Float[Tensor, "n k"], Bool[Tensor, "n"]]:
-    """Vectors drawn where they teach, and which of them are valid."""
+) -> tuple[Float[Tensor, "n k"], Bool[Tensor, "n"], Float[Tensor, "n"]]:
+    """Vectors drawn where they teach, which of them are valid, and their weights in the loss."""
     vectors = _draw_from_levels(oracle, nested, int(POOL_SIZE * (1 - NETWORK_SHARE)), generator)
     called_valid = vectors[network.is_valid(vectors)]
     if len(called_valid) > 0:
         picks = torch.randint(len(called_valid), (NUM_NETWORK_CHAINS,), generator=generator, device=called_valid.device)
         from_network = _walk(network.is_valid, oracle, called_valid[picks], POOL_SIZE - len(vectors), generator)
         vectors = torch.cat([vectors, from_network])
-    return vectors, oracle.accuracy(vectors) >= nested.levels[-1]
+    accuracies = oracle.accuracy(vectors)
+    valid = accuracies >= nested.levels[-1]
+    log_densities = nested.log_density(accuracies)
+    weights = (log_densities.max() - log_densities).exp().clamp(max=MAX_WEIGHT)
+    return vectors, valid, weights / weights.mean()
 
 
 def _draw_from_levels(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.object_scales.ranges import uniform_scales
-from osn_gs.object_scales.sampling import StarvedError, advance_chains
+from osn_gs.object_scales.sampling import StarvedError, advance_chains, hit_and_run
 
 Quality = Callable[[Float[Tensor, "n k"]], Float[Tensor, "n"]]
 
@@ -121,6 +121,25 @@ def find_valid_start(
     """
     nested = nested_sets_up_to(quality, least_quality, scale_ranges, generator, max(num_vectors, LEAST_VECTORS))
     return nested.object_scales[-1][:num_vectors]
+
+
+def sample_valid(
+    quality: Quality,
+    least_quality: float,
+    scale_ranges: Float[Tensor, "k 2"],
+    num_samples: int,
+    generator: torch.Generator,
+    num_chains: int = 256,
+) -> Float[Tensor, "n k"]:
+    """Vectors uniform over {quality >= `least_quality`}: `find_valid_start`, then `hit_and_run` from there.
+
+    The chains start spread over the set and need a short burn-in only. Raises `StarvedError` as the search does.
+    """
+    num_chains = min(num_chains, num_samples)
+    start = find_valid_start(quality, least_quality, scale_ranges, num_chains, generator)
+    return hit_and_run(
+        lambda scales: quality(scales) >= least_quality, scale_ranges, start, num_samples, generator, burn_in=20
+    )
 
 
 def best_vector(

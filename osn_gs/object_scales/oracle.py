@@ -29,7 +29,7 @@ from osn_gs.object_scales._rank_kernels import (
 )
 from osn_gs.object_scales.ranges import check_scale_ranges
 
-BLOCK_PIXELS = 4_096  # measured: fewer blocks mean fewer searches, larger ones no longer fit the cache
+BLOCK_PIXELS = 8_192  # measured: fewer blocks mean fewer searches; the tables of larger ones no longer fit the cache
 VECTORS_PER_TASK = 16_384  # a task's tables are read once for this many vectors
 RANGE_MARGIN = 1e-5  # in log-scale: float32 scales at the very end of a range still count as inside
 
@@ -279,14 +279,14 @@ def _joint_tables(groups: list[_PixelGroup]) -> tuple[RankTables, PixelBlocks]:
     lists: list[tuple[int, int, np.ndarray]] = []
     table_begin, num_pixels, row_begin = [0], [], [0]
     orders, bit_rows = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.uint64)]
-    for group in groups:
-        if len(group.intruders) < 2:
-            continue
-        for thresholds in _compact_blocks(group.thresholds):
-            for column, intruder in enumerate(group.intruders):
-                lists.append((group.labelled, intruder, thresholds[:, column]))
-                orders.append(np.argsort(thresholds[:, column]).astype(np.int32))
-                bit_rows.append(bit_rows_of(orders[-1]).reshape(-1))
+    for labelled, intruders, pixel_thresholds in _merge_small_groups(groups):
+        for thresholds in _compact_blocks(pixel_thresholds):
+            for column, intruder in enumerate(intruders):
+                order = np.argsort(thresholds[:, column])
+                order = order[: np.isfinite(thresholds[:, column]).sum()].astype(np.int32)
+                lists.append((labelled, intruder, thresholds[order, column]))
+                orders.append(order)
+                bit_rows.append(bit_rows_of(order, len(thresholds)).reshape(-1))
                 row_begin.append(row_begin[-1] + len(bit_rows[-1]))
             table_begin.append(len(lists))
             num_pixels.append(len(thresholds))
@@ -298,6 +298,32 @@ def _joint_tables(groups: list[_PixelGroup]) -> tuple[RankTables, PixelBlocks]:
         bit_rows=np.concatenate(bit_rows),
     )
     return _rank_tables(lists), blocks
+
+
+def _merge_small_groups(groups: list[_PixelGroup]) -> list[tuple[int, tuple[int, ...], np.ndarray]]:
+    """(labelled, intruders, thresholds [n, d]) of the joint pixels, small groups of one object put together.
+
+    Every group costs a search for each of its intruders, so a few groups under more intruders are cheaper than many
+    small ones. A pixel's threshold is inf for an intruder that was not in its own group.
+    """
+    merged = []
+    for labelled in sorted({group.labelled for group in groups}):
+        joint = [group for group in groups if group.labelled == labelled and len(group.intruders) > 1]
+        joint.sort(key=lambda group: len(group.frames))
+        while joint:
+            together = [joint.pop(0)]
+            while joint and sum(len(group.frames) for group in [*together, joint[0]]) <= BLOCK_PIXELS:
+                together.append(joint.pop(0))
+            intruders = tuple(sorted({intruder for group in together for intruder in group.intruders}))
+            merged.append((labelled, intruders, np.concatenate([_widen(group, intruders) for group in together])))
+    return merged
+
+
+def _widen(group: _PixelGroup, intruders: tuple[int, ...]) -> np.ndarray:
+    """A group's thresholds with a column for each of `intruders`, inf for those that it does not have."""
+    thresholds = np.full((len(group.frames), len(intruders)), np.inf)
+    thresholds[:, [intruders.index(intruder) for intruder in group.intruders]] = group.thresholds
+    return thresholds
 
 
 def _compact_blocks(thresholds: np.ndarray) -> list[np.ndarray]:
