@@ -46,8 +46,8 @@ def test_contact_is_nearer_the_truth_than_the_edge_of_the_labelled_set(generator
 def test_a_few_wrong_pixels_do_not_move_the_onset(generator: torch.Generator) -> None:
     rise = 0.2 + torch.rand(5_000, generator=generator, dtype=torch.float64)
     stray = -torch.rand(50, generator=generator, dtype=torch.float64)
-    assert rise_onset(rise.sort().values) == pytest.approx(0.2, abs=0.01)
-    assert rise_onset(torch.cat([rise, stray]).sort().values) == pytest.approx(0.2, abs=0.02)
+    assert rise_onset(rise.sort().values, 75, 300) == pytest.approx(0.2, abs=0.01)
+    assert rise_onset(torch.cat([rise, stray]).sort().values, 75, 300) == pytest.approx(0.2, abs=0.02)
 
 
 def test_crisp_constraints_have_one_largest_vector(generator: torch.Generator) -> None:
@@ -58,6 +58,12 @@ def test_crisp_constraints_have_one_largest_vector(generator: torch.Generator) -
     slack = onsets + largest[None, :] - largest[:, None]
     assert (slack[1:] > -1e-12).all()
     assert (slack[1:].amin(dim=1).abs() < 1e-12).all()  # nobody can grow: each is held by someone
+
+
+def test_objects_that_each_want_to_be_in_front_are_held_by_the_background_alone() -> None:
+    ranges = torch.tensor([[1.0, 1.0], [0.1, 2.0], [0.1, 2.0]], dtype=torch.float64)
+    onsets = torch.tensor([[0.0, 9, 9], [0.1, 0, -0.2], [0.3, -0.1, 0]], dtype=torch.float64)
+    torch.testing.assert_close(largest_without_sinking(onsets, ranges), torch.tensor([0, 0.1, 0.3]).double().exp())
 
 
 def test_a_free_object_takes_the_end_of_its_range() -> None:
