@@ -29,8 +29,9 @@ class DensityConfig:
     """No refinement after this share of all Gaussian steps."""
     every: int = 100
     """Steps between refinements."""
-    reset_every: int = 3000
-    """DefaultStrategy: steps between opacity resets; 0 for never."""
+    reset_every: int = 0
+    """DefaultStrategy: steps between opacity resets (3DGS: 3000); 0 for never. Masks already keep the air empty, and
+    layers that have just been reset say nothing of depth order."""
     grow_grad2d: float = 0.0004
     """DefaultStrategy: image-plane gradient above which a Gaussian is cloned or split."""
     prune_opacity: float = 0.02

@@ -40,6 +40,7 @@ class TruthReport:
     true_depth_set: SetReport | None
 
 
+@torch.no_grad()
 def truth_report(
     data: SceneData,
     network: ObjectScaleNetwork,

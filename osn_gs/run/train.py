@@ -33,9 +33,15 @@ RUNS = Path("runs")
 DEMO_NAME = "demo"
 
 
-def train_from_arguments(arguments: list[str]) -> int:
-    """Parse the command line and train; the exit code of the tool."""
+def train_from_arguments(arguments: list[str], demo_config: Path) -> int:
+    """Parse the command line and train; the exit code of the tool.
+
+    Without --data the built-in scene is trained, and `demo_config` is read before all other options.
+    """
     config = parse_config(TrainConfig, arguments, PROGRAM)
+    if config.data is None:
+        arguments = ["--config", str(demo_config), *arguments]
+        config = parse_config(TrainConfig, arguments, PROGRAM)
     console = Console()
     if config.resume:
         folder, config = _reopen(config, arguments)

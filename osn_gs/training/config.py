@@ -17,15 +17,15 @@ class ScheduleConfig:
     one more round of network steps follows the last scene steps, so that the set belongs to the final layers.
     """
 
-    bootstrap_steps: int = 1200
+    bootstrap_steps: int = 3000
     """Each object fitted on its own."""
     rounds: int = 5
     """Alternations of network steps and scene steps."""
     network_steps: int = 600
     """Scale-network steps of a round."""
-    scene_steps: int = 200
+    scene_steps: int = 600
     """Scene steps of a round."""
-    final_steps: int = 600
+    final_steps: int = 3000
     """Scene steps after the last round."""
 
     @property
