@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from osn_gs.geometry.se3 import quat_multiply
 from osn_gs.rendering import numba_backend, torch_reference
+from osn_gs.rendering.numba_backend.threads import set_num_threads
 from osn_gs.rendering.rasterize import rasterize
 
 BACKENDS = ("numba", "torch")
@@ -130,14 +131,13 @@ def test_back_ends_draw_the_same_channels(render_mode: str):
 def test_runs_and_thread_counts_give_the_same_bits():
     cloud = random_cloud(count=3000, width=200, height=120, num_cameras=2)
     results = []
-    threads = torch.get_num_threads()
     try:
         for num_threads in (1, 3, 3, 2):
-            torch.set_num_threads(num_threads)
+            set_num_threads(num_threads)
             image, alphas, info, gradients = render_with_gradients(cloud, backend="numba", absgrad=True)
             results.append((image, alphas, info["means2d"].grad, info["means2d"].absgrad, *gradients.values()))
     finally:
-        torch.set_num_threads(threads)
+        set_num_threads(None)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from osn_gs.files import write_json_atomic
 from osn_gs.rendering.layers import CompositedLayers, composite_layers, layer_depth_stds
+from osn_gs.rendering.numba_backend.threads import set_num_threads
 from osn_gs.rendering.rasterize import rasterize
 
 NUM_OBJECTS = 6
@@ -62,6 +63,7 @@ class _Cloud:
 def benchmark_rasterize(options: RasterizeBenchmark, console: Console) -> dict:
     """Run all rows, print two tables and return the figures."""
     torch.set_num_threads(options.threads)
+    set_num_threads(options.threads)
     speeds, configurations = [], []
     for width, height in options.sizes:
         console.print(f"{width}x{height} ...", highlight=False)

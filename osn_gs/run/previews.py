@@ -20,7 +20,7 @@ from osn_gs.export.previews import (
     write_png,
 )
 from osn_gs.geometry.cameras import orbit
-from osn_gs.object_scales.nested_sets import find_valid_start
+from osn_gs.object_scales.nested_sets import sample_valid
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.render import RenderedView, render_view
 from osn_gs.scene.scene import Scene
@@ -50,7 +50,7 @@ def write_previews(
         write_png(folder / "held_out.png", held_out_views(scene, data, configurations.configurations[0]))
     plot_valid_set(
         learned_samples,
-        find_valid_start(oracle.accuracy, accuracy_threshold, data.scale_ranges, ORACLE_SAMPLES, generator),
+        sample_valid(oracle.accuracy, accuracy_threshold, data.scale_ranges, ORACLE_SAMPLES, generator),
         None if data.truth is None else data.truth.object_scales,
         torch.tensor(configurations.configurations[0].object_scales),
         data.scale_ranges,
@@ -90,8 +90,8 @@ def configurations_from_the_side(scene: Scene, configurations: ConfigurationSet)
     side_camera = orbit(scene.cam_from_world(t), pivot_depth, SIDE_YAW, SIDE_PITCH)
     side = [render_view(scene, _scales(scene, configuration), t, side_camera) for configuration in shown]
     rows = [[to_uint8(view.rgb) for view in front], [to_uint8(view.rgb) for view in side]]
-    names = [configuration.name for configuration in shown]
-    return image_grid(rows, [[f"{name}, training view" for name in names], ["from the side"] * len(names)])
+    names = [configuration.name.removeprefix("configuration_") for configuration in shown]
+    return image_grid(rows, [[f"{name}: camera" for name in names], [f"{name}: from the side" for name in names]])
 
 
 def _pictures(view: RenderedView) -> list[UInt8[Tensor, "h w 3"]]:

@@ -16,7 +16,7 @@ from osn_gs.gaussians.density import DensityControl
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
 from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
-from osn_gs.object_scales.nested_sets import find_valid_start
+from osn_gs.object_scales.nested_sets import sample_valid
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.render import ObjectLayers, render_layers
@@ -219,7 +219,7 @@ class JointOptimizer:
     @torch.no_grad()
     def sample_valid_scales(self, count: int) -> Float[Tensor, "n k"]:
         """Scale vectors spread over the learned set (score above 0.5)."""
-        return find_valid_start(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
+        return sample_valid(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
 
     def label_rule(self) -> LabelRule:
         """The rule that calls a scale vector valid, from the configuration."""
