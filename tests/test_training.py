@@ -205,6 +205,17 @@ def test_planarity_does_not_depend_on_an_objects_units():
     assert_close(one, other)
 
 
+def test_while_the_network_calls_nothing_valid_the_oracle_stands_in(data: SceneData, straight_run: JointOptimizer):
+    optimizer = new_run(data)
+    with torch.no_grad():
+        optimizer.network.layers[-1].bias.fill_(-5.0)
+    oracle = straight_run.oracle()
+    threshold = optimizer.label_rule().accuracy_threshold(oracle, optimizer.generator)
+    samples = optimizer.sample_valid_scales(16, oracle, threshold)
+    assert samples.shape == (16, data.num_objects)
+    assert (oracle.accuracy(samples) >= threshold).all()
+
+
 def test_gaussians_are_shared_out_whole(data: SceneData):
     optimizer = new_run(data)
     shares = [control.max_gaussians for control in optimizer.density]

@@ -77,7 +77,7 @@ def finish_run(
         scene,
         data,
         configurations,
-        optimizer.sample_valid_scales(PLOTTED_SAMPLES),
+        optimizer.sample_valid_scales(PLOTTED_SAMPLES, oracle, threshold),
         oracle,
         threshold,
         optimizer.generator,
@@ -90,7 +90,7 @@ def draw_configurations(
 ) -> ConfigurationSet:
     """The contact configuration and `count` vectors spread over the learned set, far apart ones first."""
     contact = contact_configuration(oracle, threshold, optimizer.generator)
-    samples = optimizer.sample_valid_scales(count)
+    samples = optimizer.sample_valid_scales(count, oracle, threshold)
     samples = samples[farthest_point_subset(samples, count)]
     vectors = torch.cat([contact[None].to(samples), samples])
     scores = optimizer.network(vectors).tolist()

@@ -14,7 +14,7 @@ SMOOTHING = 0.98  # of the PSNR on display: a frame differs from the next by sev
 
 
 class TrainingProgress:
-    """A bar over all steps of the schedule with stage, PSNR and speed; one line is kept per finished round."""
+    """A bar over all steps of the schedule with stage, PSNR and speed; one line is kept per finished phase."""
 
     def __init__(self, console: Console, optimizer: JointOptimizer) -> None:
         self.console = console
@@ -39,6 +39,7 @@ class TrainingProgress:
             speed="",
         )
         self._psnr: float | None = None
+        self._phase_index = optimizer.phase_index
         self._started = time.monotonic()
         self._gaussian_steps_before = optimizer.gaussian_step
 
@@ -58,6 +59,7 @@ class TrainingProgress:
         else:
             previous = report.psnr if self._psnr is None else self._psnr
             self._psnr = SMOOTHING * previous + (1 - SMOOTHING) * report.psnr
+        self._tell_of_finished_phase()
         self.progress.update(
             self._task,
             completed=self._steps_done(),
@@ -65,6 +67,19 @@ class TrainingProgress:
             psnr="" if self._psnr is None else f"PSNR {self._psnr:.1f} dB",
             speed=self._speed(),
         )
+
+    def _tell_of_finished_phase(self) -> None:
+        """One line when steps on the Gaussians end; rounds of the network have their own."""
+        if self.optimizer.phase_index == self._phase_index:
+            return
+        phase = self.optimizer.plan[self._phase_index]
+        self._phase_index = self.optimizer.phase_index
+        if phase.kind != "network":
+            self.console.print(
+                f"{stage_name(phase)}: {phase.steps} steps, PSNR {self._psnr:.1f} dB, "
+                f"{self.optimizer.scene.num_gaussians} Gaussians, {self._speed()}",
+                highlight=False,
+            )
 
     def _speed(self) -> str:
         steps = self.optimizer.gaussian_step - self._gaussian_steps_before

@@ -27,6 +27,8 @@ def print_summary(
     """Print scores, scale intervals, the learned set and the next commands to try."""
     console.print(_score_table(statistics["pictures"]))
     console.print(_scale_table(data, configurations))
+    if all("occlusion" not in (end.lo_bounded_by, end.hi_bounded_by) for end in configurations.intervals):
+        console.print("No object is seen to occlude another: the set is bounded by near/far alone.")
     for line in _set_lines(statistics):
         console.print(line)
     console.print(
@@ -76,6 +78,8 @@ def _scale_table(data: SceneData, configurations: ConfigurationSet) -> Table:
 def _set_lines(statistics: dict[str, Any]) -> list[str]:
     lines = []
     learned, truth = statistics["learned_set"], statistics["truth"]
+    if learned is not None and learned["learned_volume"] == 0:
+        lines.append("The scale network calls nothing valid yet: configurations were drawn from the oracle's set.")
     if learned is not None:
         lines.append(
             f"Learned set: {100 * learned['learned_volume']:.2g} % of the box; against the oracle on the reconstructed "

@@ -39,14 +39,13 @@ def train_from_arguments(arguments: list[str], demo_config: Path) -> int:
     Without --data the built-in scene is trained, and `demo_config` is read before all other options.
     """
     config = parse_config(TrainConfig, arguments, PROGRAM)
-    if config.data is None:
-        arguments = ["--config", str(demo_config), *arguments]
-        config = parse_config(TrainConfig, arguments, PROGRAM)
-    console = Console()
     if config.resume:
         folder, config = _reopen(config, arguments)
     else:
+        if config.data is None:
+            config = parse_config(TrainConfig, ["--config", str(demo_config), *arguments], PROGRAM)
         folder = _new_run_folder(config)
+    console = Console()
     return train(config, folder, console)
 
 

@@ -19,6 +19,7 @@ from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
 from osn_gs.object_scales.nested_sets import sample_valid
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.object_scales.sampling import StarvedError
 from osn_gs.scene.render import ObjectLayers, render_layers
 from osn_gs.scene.scene import Scene
 from osn_gs.training import losses
@@ -202,7 +203,7 @@ class JointOptimizer:
         oracle = self.oracle()
         threshold = self.label_rule().accuracy_threshold(oracle, self.generator)
         fit = fit_to_oracle(self.network, self.network_optimizer, oracle, threshold, phase.steps, self.generator)
-        self.valid_scales = self.sample_valid_scales(POOL_SIZE)
+        self.valid_scales = self.sample_valid_scales(POOL_SIZE, oracle, threshold)
         report = RoundReport(
             round=phase.round,
             gaussian_step=self.gaussian_step,
@@ -217,9 +218,16 @@ class JointOptimizer:
         return oracle_of_scene(self.scene, self.data.object_ids)
 
     @torch.no_grad()
-    def sample_valid_scales(self, count: int) -> Float[Tensor, "n k"]:
-        """Scale vectors spread over the learned set (score above 0.5)."""
-        return sample_valid(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
+    def sample_valid_scales(self, count: int, oracle: ScaleOracle, threshold: float) -> Float[Tensor, "n k"]:
+        """Scale vectors spread over the learned set (score above 0.5).
+
+        A network that has not yet found the set may call nothing valid; the oracle's own set (accuracy of at least
+        `threshold`) stands in then.
+        """
+        try:
+            return sample_valid(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
+        except StarvedError:
+            return sample_valid(oracle.accuracy, threshold, self.data.scale_ranges, count, self.generator)
 
     def label_rule(self) -> LabelRule:
         """The rule that calls a scale vector valid, from the configuration."""
