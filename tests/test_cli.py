@@ -80,6 +80,7 @@ def test_statistics_name_every_split_and_the_set(finished_run: Path):
     assert set(statistics["pictures"]) == {"train", "test", "stereo"}
     spread = statistics["pictures"]["test"]["psnr"]
     assert spread["best"] >= spread["median"] >= spread["worst"] > 5
+    assert spread["contact"] > 5
     assert 0 <= statistics["learned_set"]["iou"] <= 1
     assert 0 <= statistics["truth"]["true_depth_set"]["iou"] <= 1
 

@@ -24,6 +24,11 @@ class ViewScores:
     depth_ssi_mae: Float[Tensor, "m v"] | None
     miou: Float[Tensor, "m v"] | None
 
+    def of_configurations(self, chosen: slice) -> ViewScores:
+        """The scores of some of the configurations."""
+        rows = {name: None if scores is None else scores[chosen] for name, scores in vars(self).items()}
+        return ViewScores(**rows)
+
 
 @dataclass(frozen=True)
 class Spread:

@@ -28,7 +28,7 @@ from osn_gs.object_scales.sampling import farthest_point_subset
 from osn_gs.object_scales.valid_bounds import valid_bounds
 from osn_gs.run.folder import RunFolder
 from osn_gs.run.previews import write_previews
-from osn_gs.run.statistics import as_json, picture_statistics, truth_report
+from osn_gs.run.statistics import picture_statistics, truth_report
 from osn_gs.run.summary import print_summary
 from osn_gs.scene.scene import Scene
 from osn_gs.training.config import ExportConfig, TrainConfig
@@ -36,7 +36,6 @@ from osn_gs.training.joint_optimizer import JointOptimizer
 
 CONTACT_NAME = "contact"
 PLOTTED_SAMPLES = 1024
-TRAIN_CONFIGURATIONS = 2  # training views look the same under all valid configurations
 
 
 def finish_run(
@@ -55,8 +54,8 @@ def finish_run(
         pictures = picture_statistics(
             scene,
             data,
-            object_scales[: 1 + config.evaluate_configurations],
-            TRAIN_CONFIGURATIONS,
+            object_scales[0],
+            object_scales[1 : 1 + config.evaluate_configurations],
             on_view=lambda: progress.advance(task),
         )
     truth = truth_report(
@@ -68,7 +67,7 @@ def finish_run(
         "num_gaussians": [len(group.gaussians) for group in scene.objects],
         "learned_set": asdict(optimizer.rounds[-1].learned_set) if optimizer.rounds else None,
         "truth": None if truth is None else asdict(truth),
-        "pictures": as_json(pictures),
+        "pictures": pictures,
     }
     write_json_atomic(folder.final_stats, statistics)
     export_configurations(scene, configurations, config.export, folder)

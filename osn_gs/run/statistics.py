@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.data.scene_data import HeldOutView, SceneData
-from osn_gs.evaluation.views import Spread, score_views, summarize
+from osn_gs.evaluation.views import score_views, summarize
 from osn_gs.object_scales.labels import LabelRule
 from osn_gs.object_scales.learning import SetReport, report_set
 from osn_gs.object_scales.network import ObjectScaleNetwork
@@ -19,6 +19,7 @@ from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.scene import Scene
 
 TRAIN_SPLIT = "train"
+NUM_TRAIN_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,26 @@ def truth_report(
 def picture_statistics(
     scene: Scene,
     data: SceneData,
-    configurations: Float[Tensor, "m k"],
-    num_train_configurations: int,
+    contact: Float[Tensor, "k"],
+    samples: Float[Tensor, "m k"],
     on_view: Callable[[], None],
-) -> dict[str, dict[str, Spread]]:
-    """Scores of the training views and every held-out split, by split and score.
+) -> dict[str, Any]:
+    """Scores of the training views and every held-out split, as plain values by split and score.
 
-    Training views look the same under all valid configurations, so a few of them do.
+    Each score has best, mean, median and worst over the sampled configurations, and the contact configuration's own.
+    Training views look the same under all valid configurations, so a few samples do there.
     """
-    splits = {
-        TRAIN_SPLIT: summarize(
-            score_views(scene, train_views(scene, data), configurations[:num_train_configurations], on_view)
-        )
-    }
-    for split, views in data.held_out.items():
-        splits[split] = summarize(score_views(scene, views, configurations, on_view))
-    return splits
+    views = {TRAIN_SPLIT: train_views(scene, data), **data.held_out}
+    statistics = {}
+    for split, views_of_split in views.items():
+        shown = samples[:NUM_TRAIN_SAMPLES] if split == TRAIN_SPLIT else samples
+        scores = score_views(scene, views_of_split, torch.cat([contact[None], shown]), on_view)
+        of_contact = summarize(scores.of_configurations(slice(0, 1)))
+        of_samples = summarize(scores.of_configurations(slice(1, None)))
+        statistics[split] = {
+            name: {**asdict(spread), "contact": of_contact[name].mean} for name, spread in of_samples.items()
+        }
+    return statistics
 
 
 def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
@@ -96,8 +101,3 @@ def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
         HeldOutView(f"train {t}", t, scene.cam_from_world(t), data.images[t], data.object_ids[t])
         for t in range(data.num_frames)
     )
-
-
-def as_json(splits: dict[str, dict[str, Spread]]) -> dict[str, Any]:
-    """Scores by split and name as plain values."""
-    return {split: {name: asdict(spread) for name, spread in scores.items()} for split, scores in splits.items()}

@@ -40,13 +40,14 @@ def print_summary(
 
 
 def _score_table(pictures: dict[str, dict[str, dict[str, float]]]) -> Table:
-    table = Table(title="Views over sampled configurations")
-    for column in ("views", "score", "best", "mean", "median", "worst"):
+    table = Table(title="Views over sampled configurations, and under the contact configuration")
+    kinds = ("best", "mean", "median", "worst", "contact")
+    for column in ("views", "score", *kinds):
         table.add_column(column, justify="left" if column in ("views", "score") else "right")
     for split, scores in pictures.items():
         for name, spread in scores.items():
             title, form = SCORES[name]
-            values = (form.format(spread[column]) for column in ("best", "mean", "median", "worst"))
+            values = (form.format(spread[column]) for column in kinds)
             table.add_row(split, title, *values)
     return table
 
