@@ -16,7 +16,7 @@ PACKAGE = Path(osn_gs.__file__).parent
 # From low to high: a package imports itself and those in the lines above, not its neighbours in the same line.
 LAYERS = (
     {"errors"},
-    {"files", "geometry", "image_similarity", "config"},
+    {"files", "threads", "geometry", "image_similarity", "config"},
     {"gaussians"},
     {"rendering"},
     {"scene"},

@@ -11,8 +11,8 @@ from rasterize_clouds import Cloud, random_cloud, random_loss, relative_error
 from torch.testing import assert_close
 
 from osn_gs.rendering.layers import CompositedLayers, composite_layers, layer_depth_stds
-from osn_gs.rendering.numba_backend.threads import set_num_threads
 from osn_gs.rendering.rasterize import rasterize
+from osn_gs.threads import set_num_threads
 
 BACKENDS = ("numba", "torch")
 NUM_OBJECTS = 4

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from osn_gs.geometry.se3 import quat_multiply
 from osn_gs.rendering import numba_backend, torch_reference
-from osn_gs.rendering.numba_backend.threads import set_num_threads
 from osn_gs.rendering.rasterize import rasterize
+from osn_gs.threads import set_num_threads
 
 BACKENDS = ("numba", "torch")
 

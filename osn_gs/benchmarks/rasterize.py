@@ -19,8 +19,8 @@ from torch import Tensor
 
 from osn_gs.files import write_json_atomic
 from osn_gs.rendering.layers import CompositedLayers, composite_layers, layer_depth_stds
-from osn_gs.rendering.numba_backend.threads import set_num_threads
 from osn_gs.rendering.rasterize import rasterize
+from osn_gs.threads import set_num_threads
 
 NUM_OBJECTS = 6
 NUM_CONFIGURATIONS = 16

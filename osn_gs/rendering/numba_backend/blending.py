@@ -19,9 +19,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from osn_gs.rendering.numba_backend.threads import run_over_range
 from osn_gs.rendering.numba_backend.tiles import TILE_HEIGHT, TILE_WIDTH, make_tile_lists
 from osn_gs.rendering.projected_gaussians import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, ProjectedGaussians
+from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE, TWO, HALF = float32(0), float32(1), float32(2), float32(0.5)

@@ -7,8 +7,8 @@ import torch
 from numba import njit
 
 from osn_gs.rendering.layers import DEPTH_INTERVAL_STDS, EMPTY_ALPHA
-from osn_gs.rendering.numba_backend.threads import run_over_range
 from osn_gs.rendering.projected_gaussians import ALPHA_MIN
+from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE = float32(0), float32(1)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 
-from osn_gs.rendering.numba_backend.threads import run_over_range
 from osn_gs.rendering.projected_gaussians import ALPHA_MIN, FRUSTUM_MARGIN, RADIUS_SIGMAS, ProjectedGaussians
+from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ONE, TWO, HALF = float32(1), float32(2), float32(0.5)

@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from osn_gs.gaussians.spherical_harmonics import SH_BAND_0, num_sh_bases
-from osn_gs.rendering.numba_backend.threads import run_over_range
+from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE, HALF = float32(0), float32(1), float32(0.5)

@@ -1,4 +1,4 @@
-"""One thread pool for all kernels."""
+"""One thread pool for all kernels, whichever package they are in."""
 
 from __future__ import annotations
 
