@@ -1,7 +1,5 @@
 """Our .ply files read back equal in readers we did not write, colours of turned objects included."""
 
-import time
-
 import gaussforge
 import gsply
 import numpy as np
@@ -12,6 +10,7 @@ from gsplat.cuda._torch_impl import _quat_scale_to_covar_preci, _spherical_harmo
 
 from osn_gs.errors import OsnGsError
 from osn_gs.export.ply import GaussianCloud, read_gaussian_ply, transform_gaussians, write_gaussian_ply
+from osn_gs.geometry.alignment import Similarity
 from osn_gs.geometry.se3 import quat_to_rotmat
 
 
@@ -60,17 +59,8 @@ def test_a_cloud_reads_back_equal(tmp_path, read, degree):
     if read is read_with_gaussforge and degree == 0:
         pytest.skip("gaussforge 0.6.0 cannot hand an empty array of higher bands to Python (std::bad_cast)")
     cloud = random_cloud(degree=degree)
-    write_gaussian_ply(tmp_path / "cloud.ply", *cloud)
+    write_gaussian_ply(tmp_path / "cloud.ply", cloud)
     assert_equal_fields(read(tmp_path / "cloud.ply"), cloud)
-
-
-@pytest.mark.parametrize("read", READERS)
-def test_object_ids_travel_along_and_disturb_no_reader(tmp_path, read):
-    object_id = torch.arange(200) % 4
-    cloud = random_cloud()._replace(extra={"object_id": object_id})
-    write_gaussian_ply(tmp_path / "cloud.ply", *cloud)
-    assert_equal_fields(read(tmp_path / "cloud.ply"), cloud)
-    assert torch.equal(read_gaussian_ply(tmp_path / "cloud.ply").extra["object_id"], object_id.float())
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -78,25 +68,18 @@ def test_every_reader_sees_a_turned_object_show_its_colours_along_turned_directi
     cloud = random_cloud(seed=1)
     rotation = quat_to_rotmat(torch.tensor([0.3, -0.5, 0.7, 0.4]))
     translation, scale = torch.tensor([0.5, -2.0, 3.0]), 1.7
-    placed = transform_gaussians(*cloud[:3], cloud.sh_coeffs, rotation, translation, scale)
-    write_gaussian_ply(tmp_path / "cloud.ply", *placed[:3], cloud.opacity_logits, placed[3])
+    placed = transform_gaussians(cloud, Similarity(scale, rotation, translation))
+    write_gaussian_ply(tmp_path / "cloud.ply", placed)
     seen = read(tmp_path / "cloud.ply")
 
     directions = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     original_colors = _spherical_harmonics(3, directions @ rotation, cloud.sh_coeffs)  # rows are R^T d
     torch.testing.assert_close(_spherical_harmonics(3, directions, seen.sh_coeffs), original_colors, atol=3e-6, rtol=0)
+    assert torch.equal(seen.opacity_logits, cloud.opacity_logits)
     torch.testing.assert_close(seen.means, scale * (rotation @ cloud.means.T).T + translation)
     covariances, _ = _quat_scale_to_covar_preci(seen.quats, seen.log_scales.exp(), compute_preci=False)
     original, _ = _quat_scale_to_covar_preci(cloud.quats, cloud.log_scales.exp(), compute_preci=False)
     torch.testing.assert_close(covariances, scale**2 * rotation @ original @ rotation.T, atol=1e-8, rtol=1e-4)
-
-
-def test_a_hundred_thousand_gaussians_are_written_in_a_second(tmp_path):
-    cloud = random_cloud(100_000)
-    start = time.process_time()  # of this process alone: the machine may be busy
-    write_gaussian_ply(tmp_path / "cloud.ply", *cloud)
-    assert time.process_time() - start < 1
-    assert (tmp_path / "cloud.ply").stat().st_size > 100_000 * 62 * 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -105,19 +88,19 @@ def test_values_that_are_no_numbers_are_refused_by_name_and_count(tmp_path, valu
     cloud.opacity_logits[[3, 7]] = value
     cloud.sh_coeffs[5, 2, 1] = value
     with pytest.raises(OsnGsError, match=r"2 of opacity_logits, 1 of sh_coeffs \(200 Gaussians\)"):
-        write_gaussian_ply(tmp_path / "cloud.ply", *cloud)
+        write_gaussian_ply(tmp_path / "cloud.ply", cloud)
     assert not list(tmp_path.iterdir())
 
 
 def test_parameters_that_require_gradients_can_be_written(tmp_path):
     cloud = random_cloud()
     cloud.means.requires_grad_()
-    write_gaussian_ply(tmp_path / "cloud.ply", *cloud)
+    write_gaussian_ply(tmp_path / "cloud.ply", cloud)
 
 
 def test_a_broken_off_file_is_one_clear_error(tmp_path):
     path = tmp_path / "cloud.ply"
-    write_gaussian_ply(path, *random_cloud())
+    write_gaussian_ply(path, random_cloud())
     whole = path.read_bytes()
     for length in (0, 10, 800, len(whole) - 3):
         path.write_bytes(whole[:length])

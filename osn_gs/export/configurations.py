@@ -158,9 +158,9 @@ def export_configuration(
 def _export_frame(folder: Path, frame: ExportFrame, object_names: Sequence[str]) -> dict[str, Any]:
     """Write one frame's .ply file; its entry in the manifest."""
     assert len(frame.objects) == len(object_names), f"{len(frame.objects)} objects, {len(object_names)} names"
-    clouds = [_in_world(placed) for placed in frame.objects]
+    clouds = [None if placed is None else transform_gaussians(*placed) for placed in frame.objects]
     path = folder / f"frame_{frame.index:04d}.ply"
-    write_gaussian_ply(path, *_concatenate([cloud for cloud in clouds if cloud is not None]))
+    write_gaussian_ply(path, _concatenate([cloud for cloud in clouds if cloud is not None]))
     counts = [0 if cloud is None else cloud.num_gaussians for cloud in clouds]
     last_rows = list(accumulate(counts))
     return {
@@ -178,20 +178,8 @@ def _canonical_cloud(group: ObjectGroup, time_step: int) -> GaussianCloud:
     return GaussianCloud(means, quats, params["scales"], params["opacities"], group.gaussians.sh)
 
 
-def _in_world(placed: PlacedObject | None) -> GaussianCloud | None:
-    if placed is None:
-        return None
-    scale, rotation, translation = placed.world_from_obj
-    means, quats, log_scales, opacity_logits, sh_coeffs, _ = placed.gaussians
-    means, quats, log_scales, sh_coeffs = transform_gaussians(
-        means, quats, log_scales, sh_coeffs, rotation, translation, scale
-    )
-    return GaussianCloud(means, quats, log_scales, opacity_logits, sh_coeffs)
-
-
 def _concatenate(clouds: list[GaussianCloud]) -> GaussianCloud:
-    fields = zip(*(cloud[:5] for cloud in clouds), strict=True)
-    return GaussianCloud(*(torch.cat(values) for values in fields))
+    return GaussianCloud(*(torch.cat(values) for values in zip(*clouds, strict=True)))
 
 
 def _similarity_matrix(placed: PlacedObject | None) -> list[list[float]] | None:
@@ -203,7 +191,11 @@ def _similarity_matrix(placed: PlacedObject | None) -> list[list[float]] | None:
 
 @contextmanager
 def _replaced_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `folder` when the block ends well and vanishes when it fails."""
+    """A folder to fill, which takes the place of `folder` when the block ends well and vanishes when it fails.
+
+    No call swaps two folders in one step: a process killed between the two renames leaves the earlier export, whole,
+    as `.<name>.<random>/earlier` beside where it stood, from where it can be moved back by hand.
+    """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).exists():
         raise OsnGsError(f"{folder} holds files but no {MANIFEST_NAME}: not an earlier export, so it is not replaced.")

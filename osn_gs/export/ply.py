@@ -17,6 +17,7 @@ from torch import Tensor
 from osn_gs.errors import OsnGsError
 from osn_gs.files import write_bytes_atomic
 from osn_gs.gaussians.sh_rotation import rotate_sh
+from osn_gs.geometry.alignment import Similarity
 from osn_gs.geometry.se3 import quat_multiply, rotmat_to_quat
 
 NORMALS = ("nx", "ny", "nz")
@@ -27,7 +28,6 @@ class GaussianCloud(NamedTuple):
 
     `quats` are wxyz of any non-zero length, `log_scales` natural logarithms of the standard deviations,
     `sh_coeffs` the bases of one degree (1, 4, 9 or 16 of them), constant first, in the INRIA / gsplat basis.
-    `extra` holds further numbers per Gaussian under their property names, such as "object_id".
     """
 
     means: Float[Tensor, "n 3"]
@@ -35,63 +35,46 @@ class GaussianCloud(NamedTuple):
     log_scales: Float[Tensor, "n 3"]
     opacity_logits: Float[Tensor, "n"]
     sh_coeffs: Float[Tensor, "n bases 3"]
-    extra: dict[str, Float[Tensor, "n"]] | None = None
 
     @property
     def num_gaussians(self) -> int:
         return len(self.means)
 
 
-def transform_gaussians(
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    log_scales: Float[Tensor, "n 3"],
-    sh_coeffs: Float[Tensor, "n bases 3"],
-    rotation: Float[Tensor, "3 3"],
-    translation: Float[Tensor, "3"],
-    scale: float,
-) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 4"], Float[Tensor, "n 3"], Float[Tensor, "n bases 3"]]:
-    """Means, quats, log scales and SH under x -> scale * rotation @ x + translation; opacities stay the same.
+def transform_gaussians(cloud: GaussianCloud, similarity: Similarity) -> GaussianCloud:
+    """The cloud under x -> scale * rotation @ x + translation; opacities stay the same.
 
     Colours turn with the Gaussians. The quaternions keep their lengths.
     """
+    scale, rotation, translation = similarity
     assert scale > 0, f"a similarity needs a positive scale, got {scale}"
-    turn = rotmat_to_quat(rotation).expand_as(quats)
-    return (
-        scale * means @ rotation.T + translation,
-        quat_multiply(turn, quats),
-        log_scales + math.log(scale),
-        rotate_sh(sh_coeffs, rotation),
+    turn = rotmat_to_quat(rotation).expand_as(cloud.quats)
+    return GaussianCloud(
+        means=scale * cloud.means @ rotation.T + translation,
+        quats=quat_multiply(turn, cloud.quats),
+        log_scales=cloud.log_scales + math.log(scale),
+        opacity_logits=cloud.opacity_logits,
+        sh_coeffs=rotate_sh(cloud.sh_coeffs, rotation),
     )
 
 
-def write_gaussian_ply(
-    path: Path,
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    log_scales: Float[Tensor, "n 3"],
-    opacity_logits: Float[Tensor, "n"],
-    sh_coeffs: Float[Tensor, "n bases 3"],
-    extra: dict[str, Float[Tensor, "n"]] | None = None,
-) -> None:
-    """Write a `GaussianCloud`'s fields as binary little-endian float32, whole or not at all.
+def write_gaussian_ply(path: Path, cloud: GaussianCloud) -> None:
+    """Write a cloud as binary little-endian float32, whole or not at all.
 
     Raises OsnGsError if a value is NaN or infinite: dropping the Gaussian would change the picture silently.
     """
-    cloud = GaussianCloud(means, quats, log_scales, opacity_logits, sh_coeffs, extra)
     _refuse_non_finite(path, cloud)
     columns = [
-        means,
-        torch.zeros_like(means),  # normals: part of the layout, unused
-        sh_coeffs[:, 0],
-        sh_coeffs[:, 1:].transpose(1, 2).flatten(1),  # all of red, then green, then blue
-        opacity_logits[:, None],
-        log_scales,
-        quats,
-        *(values[:, None] for values in (extra or {}).values()),
+        cloud.means,
+        torch.zeros_like(cloud.means),  # normals: part of the layout, unused
+        cloud.sh_coeffs[:, 0],
+        cloud.sh_coeffs[:, 1:].transpose(1, 2).flatten(1),  # all of red, then green, then blue
+        cloud.opacity_logits[:, None],
+        cloud.log_scales,
+        cloud.quats,
     ]
     table = torch.cat([column.detach().to("cpu", torch.float32) for column in columns], dim=1).numpy()
-    names = [*_property_names(num_bases=sh_coeffs.shape[1]), *(extra or {})]
+    names = _property_names(num_bases=cloud.sh_coeffs.shape[1])
     vertices = table.astype("<f4", copy=False).view([(name, "<f4") for name in names])[:, 0]
     buffer = io.BytesIO()
     PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(buffer)
@@ -99,8 +82,9 @@ def write_gaussian_ply(
 
 
 def read_gaussian_ply(path: Path) -> GaussianCloud:
-    """Read a .ply file in the INRIA layout (normals may be missing) as float32 tensors on the CPU.
+    """Read a .ply file in the INRIA layout as float32 tensors on the CPU.
 
+    Normals may be missing; properties that are not of the layout are left out.
     Raises OsnGsError if the file is missing, broken off or not a Gaussian cloud.
     """
     properties = _read_vertex_properties(path)
@@ -125,7 +109,6 @@ def read_gaussian_ply(path: Path) -> GaussianCloud:
         log_scales=stack("scale_", range(3)),
         opacity_logits=properties["opacity"],
         sh_coeffs=sh_coeffs,
-        extra={name: values for name, values in properties.items() if name not in names},
     )
 
 
@@ -152,9 +135,7 @@ def _read_vertex_properties(path: Path) -> dict[str, Float[Tensor, "n"]]:
 
 
 def _refuse_non_finite(path: Path, cloud: GaussianCloud) -> None:
-    attributes = cloud._asdict()
-    attributes.update(attributes.pop("extra") or {})
-    counts = {name: int((~torch.isfinite(values)).sum()) for name, values in attributes.items()}
+    counts = {name: int((~torch.isfinite(values)).sum()) for name, values in cloud._asdict().items()}
     bad = [f"{count} of {name}" for name, count in counts.items() if count]
     if bad:
         raise OsnGsError(
