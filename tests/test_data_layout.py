@@ -151,6 +151,19 @@ def edit_transforms(folder, change, name="transforms_train.json"):
     (folder / name).write_text(json.dumps(content))
 
 
+def edit_frames(folder, change, name="transforms_train.json"):
+    """`change` is called with the number and the entry of every frame of a transforms file."""
+    edit_transforms(folder, lambda c: [change(i, frame) for i, frame in enumerate(c["frames"])], name)
+
+
+def make_real(folder):
+    """The real variant of the demo folder: a focal length, no object poses, cameras without a number."""
+    for path in folder.glob("transforms_*.json"):
+        focal = 32 / np.tan(0.5 * json.loads(path.read_text())["camera_angle_x"])
+        edit_transforms(folder, lambda c, f=focal: (c.pop("camera_angle_x"), c.update(focal=f)), path.name)
+        edit_frames(folder, lambda i, frame: (frame.pop("object_poses"), frame.pop("view")), path.name)
+
+
 def edit_masks(folder, change):
     for path in (folder / "segm_sam").iterdir():
         np.save(path, change(np.load(path)))
@@ -196,8 +209,31 @@ BROKEN = {
         lambda f: edit_transforms(f, lambda c: c["frames"][0].update(time_step=8), "transforms_stereo.json"),
         "time_step is 8; expected a training frame 0 to 7",
     ),
+    "no time step": (
+        lambda f: edit_frames(f, lambda i, frame: frame.pop("time_step"), "transforms_stereo.json"),
+        "transforms_stereo.json: frame 0: has no `time_step`",
+    ),
+    "no view": (
+        lambda f: edit_frames(f, lambda i, frame: frame.pop("view"), "transforms_test.json"),
+        "transforms_test.json: frame 0: has no `view`",
+    ),
+    "no time step, real": (
+        lambda f: (make_real(f), edit_frames(f, lambda i, frame: frame.pop("time_step"), "transforms_test.json")),
+        "transforms_test.json: frame 0: has no `time_step`",
+    ),
+    "broken time step": (
+        lambda f: edit_transforms(f, lambda c: c["frames"][2].update(time_step=1.5), "transforms_test.json"),
+        "frame 2: expected a whole number for `time_step`, got 1.5",
+    ),
+    "every other frame": (
+        lambda f: edit_frames(f, lambda i, frame: frame.update(time_step=2 * i)),
+        "transforms_train.json: frame 1: time_step is 2; expected 1",
+    ),
     "other path": (
-        lambda f: edit_transforms(f, lambda c: c["frames"].insert(0, c["frames"].pop())),
+        lambda f: (
+            edit_frames(f, lambda i, frame: frame.pop("time_step")),
+            edit_transforms(f, lambda c: c["frames"].insert(0, c["frames"].pop())),
+        ),
         "camera path of transforms_train.json and the background's poses differ",
     ),
 }
@@ -210,6 +246,16 @@ def test_a_broken_folder_gets_one_clear_line(folder, case):
     with pytest.raises(DatasetError, match=message) as caught:
         load_scene(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_training_frames_need_not_say_their_number_nor_real_cameras_theirs(folder, demo_folder):
+    make_real(folder)
+    edit_frames(folder, lambda i, frame: frame.pop("time_step"))
+    real, synthetic = load_scene(folder), load_scene(demo_folder)
+    assert_close(real.cam_from_obj, synthetic.cam_from_obj)
+    for a, b in zip(real.held_out["test"], synthetic.held_out["test"], strict=True):
+        assert a.time_step == b.time_step
+        assert_close(a.cam_from_background, b.cam_from_background, rtol=1e-4, atol=1e-4)
 
 
 def test_no_such_folder(tmp_path):

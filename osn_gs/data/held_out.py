@@ -118,15 +118,12 @@ def _read_split(
     views = []
     for index, frame in enumerate(transforms.frames):
         where = f"{transforms.path}: frame {index}"
-        if not 0 <= frame.time_step < len(train.frames):
-            raise DatasetError(
-                f"{where}: time_step is {frame.time_step}; expected a training frame 0 to {len(train.frames) - 1}."
-            )
+        camera = _camera(frame, split, cam_from_background, background_from_world, where)
         views.append(
             HeldOutView(
                 name=f"{split}/{index:04d}",
-                time_step=frame.time_step,
-                cam_from_background=_camera(frame, split, cam_from_background, background_from_world).float(),
+                time_step=_time_step(frame, len(train.frames), where),
+                cam_from_background=camera.float(),
                 image=torch.from_numpy(downscale_image(images[index], downscale)),
                 object_ids=None if ids[index] is None else torch.from_numpy(downscale_ids(ids[index], downscale)),
                 depth=None if depths[index] is None else _depth_tensor(depths[index], downscale, ids[index]),
@@ -136,12 +133,37 @@ def _read_split(
     return tuple(views)
 
 
+def _time_step(frame: FrameRecord, num_frames: int, where: str) -> int:
+    """The training frame whose object poses hold in a held-out frame."""
+    if frame.time_step is None:
+        raise DatasetError(
+            f"{where}: has no `time_step`; expected the training frame (0 to {num_frames - 1}) where the objects stand "
+            "as in this image."
+        )
+    if not 0 <= frame.time_step < num_frames:
+        raise DatasetError(f"{where}: time_step is {frame.time_step}; expected a training frame 0 to {num_frames - 1}.")
+    return frame.time_step
+
+
 def _camera(
-    frame: FrameRecord, split: str, cam_from_background: Float[Tensor, "t 4 4"], background_from_world: Similarity
+    frame: FrameRecord,
+    split: str,
+    cam_from_background: Float[Tensor, "t 4 4"],
+    background_from_world: Similarity,
+    where: str,
 ) -> Float[Tensor, "4 4"]:
-    """A held-out camera: in synthetic test sets training camera number `view`, else the frame's own matrix."""
-    if split == "test" and frame.world_from_obj is not None and 0 <= frame.view < len(cam_from_background):
-        return cam_from_background[frame.view]
+    """A held-out camera: in synthetic test sets training camera number `view`, else the frame's own matrix.
+
+    A `view` that is no training frame's number stands for a camera of its own, as in the sets `write_scene` writes.
+    """
+    if split == "test" and frame.world_from_obj is not None:
+        if frame.view is None:
+            raise DatasetError(
+                f"{where}: has no `view`; expected the training frame whose camera this is, or a number from "
+                f"{len(cam_from_background)} up to take the frame's own transform_matrix."
+            )
+        if 0 <= frame.view < len(cam_from_background):
+            return cam_from_background[frame.view]
     return camera_in_background(opengl_to_opencv(torch.from_numpy(frame.world_from_cam)), background_from_world)
 
 

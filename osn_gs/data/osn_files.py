@@ -22,11 +22,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """One entry of `frames` in a transforms file; poses in OpenGL axes and the file's world."""
+    """One entry of `frames` in a transforms file; poses in OpenGL axes and the file's world.
+
+    `view` (the training frame whose camera this is) and `time_step` (the training frame whose object poses hold) are
+    None where the file does not say.
+    """
 
     world_from_cam: Float[np.ndarray, "4 4"]
-    view: int
-    time_step: int
+    view: int | None
+    time_step: int | None
     world_from_obj: Float[np.ndarray, "k 4 4"] | None
 
 
@@ -69,7 +73,7 @@ def read_transforms(path: Path) -> Transforms:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
         raise DatasetError(f"{path}: expected an object with a list `frames`.")
-    height, width = (int(_number(content, key, str(path))) for key in ("img_h", "img_w"))
+    height, width = (_whole_number(content, key, str(path)) for key in ("img_h", "img_w"))
     if "camera_angle_x" in content:
         focal = 0.5 * width / math.tan(0.5 * _number(content, "camera_angle_x", str(path)))
     elif "focal" in content:
@@ -81,7 +85,7 @@ def read_transforms(path: Path) -> Transforms:
             f"{path}: focal length comes to {focal:g} px for images {width} px wide; expected 0 to 100 x."
         )
     pixel_center = _number(content, "pixel_center", str(path)) if "pixel_center" in content else None
-    frames = tuple(_read_frame(frame, f"{path}: frame {i}", i) for i, frame in enumerate(content["frames"]))
+    frames = tuple(_read_frame(frame, f"{path}: frame {i}") for i, frame in enumerate(content["frames"]))
     counts = [None if frame.world_from_obj is None else len(frame.world_from_obj) for frame in frames]
     for index, count in enumerate(counts):
         if count != counts[0]:
@@ -98,7 +102,14 @@ def _number(content: dict[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
-def _read_frame(frame: Any, where: str, index: int) -> FrameRecord:
+def _whole_number(content: dict[str, Any], key: str, where: str) -> int:
+    value = _number(content, key, where)
+    if not value.is_integer():
+        raise DatasetError(f"{where}: expected a whole number for `{key}`, got {value:g}.")
+    return int(value)
+
+
+def _read_frame(frame: Any, where: str) -> FrameRecord:
     if not isinstance(frame, dict) or "transform_matrix" not in frame:
         raise DatasetError(f"{where}: has no `transform_matrix` (4x4 camera-to-world).")
     world_from_cam = check_rigid(_array(frame["transform_matrix"], where), f"{where}: transform_matrix")
@@ -109,9 +120,23 @@ def _read_frame(frame: Any, where: str, index: int) -> FrameRecord:
             raise DatasetError(f"{where}: object_poses has shape {world_from_obj.shape}; expected (K, 4, 4).")
         for k, pose in enumerate(world_from_obj):
             check_rigid(pose, f"{where}: object_poses[{k}]")
-    numbers = {"view": index, "time_step": index, **frame}
-    view, time_step = (int(_number(numbers, key, where)) for key in ("view", "time_step"))
+    view, time_step = (_whole_number(frame, key, where) if key in frame else None for key in ("view", "time_step"))
     return FrameRecord(world_from_cam, view, time_step, world_from_obj)
+
+
+def check_training_time_steps(transforms: Transforms) -> None:
+    """Check that training frames that name a `time_step` name their own number: per-frame files are in that order.
+
+    Raises:
+        DatasetError: a frame names another number.
+    """
+    for index, frame in enumerate(transforms.frames):
+        if frame.time_step not in (None, index):
+            raise DatasetError(
+                f"{transforms.path}: frame {index}: time_step is {frame.time_step}; expected {index}, as images, masks "
+                "and poses go by a frame's place in the list. Sort and number the training frames 0, 1, 2, ... and "
+                "held-out time steps alike."
+            )
 
 
 def _array(values: Any, where: str) -> Float[np.ndarray, "..."]:

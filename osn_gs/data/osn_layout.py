@@ -26,6 +26,7 @@ from osn_gs.data.held_out import read_held_out
 from osn_gs.data.osn_files import (
     Transforms,
     check_object_ids,
+    check_training_time_steps,
     read_depth_sequence,
     read_image_sequence,
     read_json,
@@ -79,6 +80,7 @@ def load_scene(
     transforms = read_transforms(folder / "transforms_train.json")
     if not transforms.frames:
         raise DatasetError(f"{transforms.path}: has no frames.")
+    check_training_time_steps(transforms)
     if min(transforms.height, transforms.width) // downscale < SMALLEST_IMAGE:
         raise DatasetError(
             f"downscale {downscale} leaves less than {SMALLEST_IMAGE} of {transforms.height}x{transforms.width} pixels "
