@@ -1,6 +1,7 @@
 """Sampled configurations on disk: they read back equal, say clearly what is wrong, and are whole or not there."""
 
 import dataclasses
+import itertools
 import json
 import os
 
@@ -18,12 +19,14 @@ from osn_gs.export.configurations import (
     export_configuration,
     read_configurations,
     scene_frames,
+    spread_over_frames,
     write_configurations,
 )
 from osn_gs.export.ply import read_gaussian_ply
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.geometry.alignment import Similarity
 from osn_gs.geometry.se3 import quat_to_rotmat, rigid_matrix, transform_points
+from osn_gs.object_scales.valid_bounds import ValidBounds
 from osn_gs.scene.scene import ObjectGroup, Scene
 
 NAMES = ("room", "car", "dog")
@@ -38,6 +41,28 @@ SAMPLES = ConfigurationSet(
 def test_configurations_read_back_equal(tmp_path):
     write_configurations(tmp_path / "configurations.json", SAMPLES)
     assert read_configurations(tmp_path / "configurations.json") == SAMPLES
+
+
+def test_an_interval_is_the_bounds_of_a_named_object():
+    bounds = ValidBounds(1, lo=0.4, hi=0.9, lo_bounded_by="near/far", hi_bounded_by="occlusion")
+    assert ObjectInterval.from_bounds(bounds, NAMES) == SAMPLES.intervals[0]
+
+
+def test_scales_take_device_and_dtype_from_a_tensor():
+    scales = SAMPLE.scales_like(torch.zeros(2, dtype=torch.float64))
+    assert scales.dtype == torch.float64
+    assert scales.tolist() == list(SAMPLE.object_scales)
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_frames_are_spread_from_the_first_to_the_last(count):
+    frames = spread_over_frames(7, count)
+    assert len(set(frames)) == (7 if count == 0 else min(count, 7))
+    assert frames == sorted(frames)
+    assert frames[0] == 0
+    assert count == 1 or frames[-1] == 6
+    steps = {after - before for before, after in itertools.pairwise(frames)}
+    assert max(steps, default=1) - min(steps, default=1) <= 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,12 +26,11 @@ from osn_gs.errors import OsnGsError
 from osn_gs.export.ply import GaussianCloud, transform_gaussians, write_gaussian_ply
 from osn_gs.files import write_json_atomic
 from osn_gs.geometry.alignment import Similarity
+from osn_gs.object_scales.valid_bounds import BoundedBy, ValidBounds
 from osn_gs.scene.scene import ObjectGroup, Scene
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-
-BoundedBy = Literal["occlusion", "near/far"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class Configuration:
     score: float
     oracle_accuracy: float
 
+    def scales_like(self, tensor: Tensor) -> Float[Tensor, "k"]:
+        """The object scales with another tensor's device and dtype."""
+        return tensor.new_tensor(self.object_scales)
+
 
 @dataclass(frozen=True)
 class ObjectInterval:
@@ -56,6 +59,12 @@ class ObjectInterval:
     hi: float
     lo_bounded_by: BoundedBy
     hi_bounded_by: BoundedBy
+
+    @classmethod
+    def from_bounds(cls, bounds: ValidBounds, object_names: Sequence[str]) -> ObjectInterval:
+        """The bounds of object number `bounds.object`, by its name."""
+        ends = {name: value for name, value in vars(bounds).items() if name != "object"}
+        return cls(object_name=object_names[bounds.object], **ends)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,15 @@ def read_configurations(path: Path) -> ConfigurationSet:
         raise OsnGsError(f"{path}: not a list of configurations ({type(error).__name__}: {error}).") from None
     _check_configurations(path, configurations)
     return configurations
+
+
+def spread_over_frames(num_frames: int, count: int) -> list[int]:
+    """`count` time steps from the first to the last; every one for 0 or more than there are."""
+    if count == 0 or count >= num_frames:
+        return list(range(num_frames))
+    if count == 1:
+        return [0]
+    return [i * (num_frames - 1) // (count - 1) for i in range(count)]
 
 
 class PlacedObject(NamedTuple):
