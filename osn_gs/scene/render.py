@@ -39,7 +39,7 @@ class ObjectLayers:
         return composite_layers(self.rgb, self.alphas, self.depths, object_scales)
 
 
-def render_layers(scene: Scene, time_step: int, absgrad: bool = False) -> ObjectLayers:
+def render_layers(scene: Scene, time_step: int) -> ObjectLayers:
     """Render each object alone into a training frame: ordinary Gaussian splatting in its own frame and units.
 
     Scaling an object about the camera centre changes nothing here but its depth, so this one picture per
@@ -69,7 +69,6 @@ def render_layers(scene: Scene, time_step: int, absgrad: bool = False) -> Object
             near_plane=NEAR_PLANE,
             sh_degree=gaussians.sh_degree,
             render_mode="RGB+ED",
-            absgrad=absgrad,
         )
         rgb.append(colors[0, ..., :3])
         alphas.append(alpha[0, ..., 0])

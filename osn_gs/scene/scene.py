@@ -39,13 +39,6 @@ class Placement(NamedTuple):
     rotations: Float[Tensor, "k 3 3"]
     translations: Float[Tensor, "k 3"]
 
-    def matrices(self) -> Float[Tensor, "k 4 4"]:
-        """The similarities as 4x4 matrices [sR t; 0 1]."""
-        matrices = torch.eye(4).to(self.rotations).repeat(len(self.scales), 1, 1)
-        matrices[:, :3, :3] = self.scales[:, None, None] * self.rotations
-        matrices[:, :3, 3] = self.translations
-        return matrices
-
 
 class PlacedGaussians(NamedTuple):
     """All objects' Gaussians in one world frame, in the order of the objects."""
