@@ -258,6 +258,32 @@ def test_training_frames_need_not_say_their_number_nor_real_cameras_theirs(folde
         assert_close(a.cam_from_background, b.cam_from_background, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("missing", [(1, 2, 3), (2,)])
+def test_without_ranges_in_its_files_a_scene_is_the_same_whatever_the_unit_of_its_background(
+    folder, demo_folder, missing
+):
+    """near and far hold in the background's units, which are arbitrary until its far points are put before far."""
+    background_unit = 3.0
+    poses, points = np.load(folder / "sfm/poses/pose0.npy"), np.load(folder / "sfm/depth/depth0.npy")
+    scales = np.load(folder / "sfm/depth/scales_gt.npy")
+    poses[:, :3, 3] *= background_unit
+    points[:, 2] *= background_unit
+    scales[0] /= background_unit
+    np.save(folder / "sfm/poses/pose0.npy", poses)
+    np.save(folder / "sfm/depth/depth0.npy", points)
+    np.save(folder / "sfm/depth/scales_gt.npy", scales)
+    for k in (1, 2, 3):
+        path = folder / f"sfm/depth/scale{k}.npy"
+        np.save(path, background_unit * np.load(path))  # the scene is larger by as much
+    for k in missing:
+        (folder / f"sfm/depth/scale{k}.npy").unlink()
+    found, expected = load_scene(folder), load_scene(demo_folder)
+    assert_close(found.scale_ranges, expected.scale_ranges)
+    assert_close(found.truth.object_scales, expected.truth.object_scales)
+    assert_close(found.cam_from_obj, expected.cam_from_obj)
+    assert_close(found.held_out["stereo"][1].cam_from_background, expected.held_out["stereo"][1].cam_from_background)
+
+
 def test_no_such_folder(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
         load_scene(tmp_path / "nowhere")

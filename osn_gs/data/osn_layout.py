@@ -8,7 +8,8 @@ All conventions change here and nowhere else:
   so the principal point moves by 0.5 - pixel_center. The released code uses integer pixel numbers as they stand:
   pixel_center 0. Images of Blender and of real cameras taken at their word: 0.5.
 * Units: each object in units in which the middle of its initial scale range is 1, the background in those of the
-  scene (METHOD 3). Depths are z-depths on both sides.
+  scene (METHOD 3). A preprocessed folder with a scaleK.npy for every object has its background in the scene's units;
+  without them units and ranges come from the points, as for a fresh reconstruction. Depths are z-depths on both sides.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from osn_gs.data.osn_files import (
 )
 from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.preproc import count_objects, find_preproc, read_preproc
-from osn_gs.data.reconstruction import ObjectReconstruction, normalize_object, to_scene_units
+from osn_gs.data.reconstruction import ObjectReconstruction, to_scene_units
 from osn_gs.data.scene_data import SceneData, SceneTruth, SparsePoints
 from osn_gs.data.true_poses import reconstruct_from_truth
 from osn_gs.errors import DatasetError
@@ -93,11 +94,8 @@ def load_scene(
 
     images = read_image_sequence(folder / "images_train", transforms)
     object_ids = _read_object_ids(folder, transforms, preproc_folder)
-    objects = _read_reconstructions(folder, transforms, preproc_folder, object_ids, pixel_center, seed)
-    if preproc_folder is None:
-        objects = to_scene_units(objects, near, far)
-    else:
-        objects = (objects[0], *(normalize_object(obj, near, far, str(folder)) for obj in objects[1:]))
+    reconstruction = _read_reconstructions(folder, transforms, preproc_folder, object_ids, pixel_center, seed)
+    objects = to_scene_units(reconstruction, near, far)
     cam_from_background = objects[0].cam_from_obj
     known_scale = objects[0].true_scale if preproc_folder is None else None
     return SceneData(

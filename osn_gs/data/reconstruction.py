@@ -40,11 +40,6 @@ def change_units(obj: ObjectReconstruction, factor: float) -> ObjectReconstructi
     )
 
 
-def normalize_background(background: ObjectReconstruction, far: float) -> ObjectReconstruction:
-    """The background in the scene's units: its far points stand at 0.95 far, so that its scale is 1."""
-    return change_units(background, background_unit_factor(_depths_by_frame(background.points), far))
-
-
 def normalize_object(obj: ObjectReconstruction, near: float, far: float, name: str) -> ObjectReconstruction:
     """A moving object in units in which the middle of its initial scale range is 1 (METHOD 3).
 
@@ -60,9 +55,24 @@ def normalize_object(obj: ObjectReconstruction, near: float, far: float, name: s
 def to_scene_units(
     objects: Sequence[ObjectReconstruction], near: float, far: float
 ) -> tuple[ObjectReconstruction, ...]:
-    """Every object of a fresh reconstruction in the units training expects; the background comes first."""
-    moving = (normalize_object(obj, near, far, f"object {k}") for k, obj in enumerate(objects) if k > 0)
-    return (normalize_background(objects[0], far), *moving)
+    """Every object in the units training expects; the background comes first.
+
+    The background's far points come to stand at 0.95 far, which is the unit in which near and far are given; its
+    scale is then 1. Only where every object brings a range are the background's units the scene's already, and stay.
+    """
+    background, moving = objects[0], objects[1:]
+    if any(obj.scale_range is None for obj in moving):
+        factor = background_unit_factor(_depths_by_frame(background.points), far)
+        background = change_units(background, factor)
+        moving = [_in_grown_scene(obj, factor) for obj in moving]
+    return (background, *(normalize_object(obj, near, far, f"object {k}") for k, obj in enumerate(moving, start=1)))
+
+
+def _in_grown_scene(obj: ObjectReconstruction, factor: float) -> ObjectReconstruction:
+    """The object, in units of its own as before, where all lengths of the scene have grown by `factor`."""
+    if obj.scale_range is None:
+        return obj
+    return replace(obj, scale_range=(obj.scale_range[0] * factor, obj.scale_range[1] * factor))
 
 
 def _depths_by_frame(points: SparsePoints) -> list[Float[Tensor, "n"]]:
