@@ -1,7 +1,8 @@
-"""One thread pool for all kernels, whichever package they are in."""
+"""Where kernels run: whether Numba is there to compile them, and one thread pool for all of them."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,11 @@ CHUNKS_PER_THREAD = 8  # pieces of work differ in cost; more pieces than threads
 _num_threads: int | None = None
 _pool: ThreadPoolExecutor | None = None
 _pool_key: tuple[int, int] | None = None
+
+
+def numba_is_installed() -> bool:
+    """Whether the kernels can be compiled here; without Numba, plain torch and NumPy do their work."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def num_threads() -> int:

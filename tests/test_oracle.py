@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
+import sys
+
 import pytest
 import torch
 from jaxtyping import Float
@@ -9,7 +14,7 @@ from torch import Tensor
 
 from osn_gs.benchmarks.layer_stacks import LayerStack, boxes_in_a_room
 from osn_gs.errors import DatasetError, OsnGsError
-from osn_gs.object_scales.oracle import ScaleOracle, ScaleOracleBuilder
+from osn_gs.object_scales.oracle import MAX_OBJECTS, Backend, ScaleOracle, ScaleOracleBuilder
 from osn_gs.object_scales.ranges import uniform_scales
 
 
@@ -42,12 +47,13 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("num_objects", [2, 3, 5, 9])
 @pytest.mark.parametrize("seed", range(3))
-def test_every_vector_counts_the_pixels_that_compositing_counts(num_objects: int, seed: int) -> None:
+def test_every_vector_counts_the_pixels_that_compositing_counts(num_objects: int, seed: int, backend: Backend) -> None:
     generator = torch.Generator().manual_seed(seed)
     stack = random_stack(num_objects, generator)
-    oracle = oracle_of(stack)
+    oracle = ScaleOracle.from_frames(stack.object_ids, stack.layer_depths, stack.scale_ranges, backend)
     vectors = uniform_scales(stack.scale_ranges, 40, generator)
     assert torch.equal(oracle.violated_pixels(vectors), recomposited_violations(stack, vectors))
     if num_objects > 2:
@@ -58,7 +64,7 @@ def test_counts_stay_exact_when_pixels_fill_several_blocks(generator: torch.Gene
     stack = random_stack(3, generator, num_frames=6, side=120)
     vectors = uniform_scales(stack.scale_ranges, 40, generator)
     oracle = oracle_of(stack)
-    assert len(oracle._joint_blocks.num_pixels) > 3  # more than one for each labelled object
+    assert len(oracle._counter.joint_blocks.num_pixels) > 3  # more than one for each labelled object
     assert torch.equal(oracle.violated_pixels(vectors), recomposited_violations(stack, vectors))
 
 
@@ -160,3 +166,55 @@ def test_bad_layers_are_refused_by_frame(generator: torch.Generator) -> None:
 def test_one_object_only_is_refused() -> None:
     with pytest.raises(OsnGsError, match="one object only"):
         ScaleOracleBuilder(torch.ones(1, 2))
+
+
+def test_both_back_ends_count_alike_for_many_vectors(generator: torch.Generator) -> None:
+    stack = boxes_in_a_room(6, 4, 60, 80, generator, depth_noise=0.003, box_size=1.5)
+    fast, plain = (
+        ScaleOracle.from_frames(stack.object_ids, stack.layer_depths, stack.scale_ranges, backend)
+        for backend in ("numba", "numpy")
+    )
+    assert fast.num_joint_pixels == plain.num_joint_pixels > 0
+    vectors = uniform_scales(stack.scale_ranges, 20_000, generator)  # more than one task
+    assert torch.equal(fast.violated_pixels(vectors), plain.violated_pixels(vectors))
+
+
+WITHOUT_NUMBA = """
+import json, sys
+sys.modules["numba"] = sys.modules["llvmlite"] = None  # every import of them fails
+
+import torch
+from osn_gs.benchmarks.layer_stacks import boxes_in_a_room
+from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.object_scales.ranges import uniform_scales
+from osn_gs.rendering.rasterize import rasterize
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+stack = boxes_in_a_room(4, 2, 30, 40, generator)
+oracle = ScaleOracle.from_frames(stack.object_ids, stack.layer_depths, stack.scale_ranges)
+counts = oracle.violated_pixels(uniform_scales(stack.scale_ranges, 10, generator))
+K = torch.tensor([[[20.0, 0, 10], [0, 20, 10], [0, 0, 1]]])
+gaussian = (torch.tensor([[0.0, 0, 2]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.2), torch.tensor([0.9]))
+image, alphas, _ = rasterize(*gaussian, torch.ones(1, 3), torch.eye(4)[None], K, 20, 20)
+print(json.dumps({"counts": counts.tolist(), "middle": float(image[0, 10, 10, 0])}))
+"""
+
+
+def test_without_numba_the_oracle_counts_the_same_and_a_picture_is_drawn(generator: torch.Generator) -> None:
+    finished = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(finished.stdout)
+    stack = boxes_in_a_room(4, 2, 30, 40, generator)
+    vectors = uniform_scales(stack.scale_ranges, 10, generator)
+    assert report["counts"] == oracle_of(stack).violated_pixels(vectors).tolist()
+    half_pixel_off = math.exp(-0.5 * (0.5**2 + 0.5**2) / (2.0**2 + 0.3))  # 0.3 is eps2d
+    assert report["middle"] == pytest.approx(0.9 * half_pixel_off, rel=1e-5)
+
+
+def test_more_objects_than_the_oracle_can_hold_are_refused() -> None:
+    """Beyond 62 the bits that name a pixel's layers would run out, and the counts be wrong."""
+    ranges = torch.tensor([[1.0, 1.0]] + [[0.5, 1.5]] * MAX_OBJECTS)
+    ScaleOracleBuilder(ranges[:MAX_OBJECTS])
+    with pytest.raises(OsnGsError, match=r"holds 62 objects at most, got 63"):
+        ScaleOracleBuilder(ranges)

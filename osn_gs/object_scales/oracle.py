@@ -1,17 +1,16 @@
 """The exact oracle: pixel accuracy of any object scales, from tabulated depth-order constraints.
 
 A pixel that shows object i, and that object j's own layer also covers, is right only if s_i d_i <= s_j d_j,
-that is log s_i - log s_j <= log(d_j / d_i) (METHOD 2.2, our derivation). Pixels with one such constraint
-are counted by a sorted table for each ordered pair; pixels with several by bit sets (`_rank_kernels`).
-No approximation is made: the count equals that of compositing every frame again.
+that is log s_i - log s_j <= log(d_j / d_i) (METHOD 2.2, our derivation). `_rank_tables` counts the violated pixels
+with Numba, `_plain_counting` with NumPy alone. No approximation is made: the count equals that of compositing every
+frame again.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,19 +18,18 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from osn_gs.errors import DatasetError, OsnGsError
-from osn_gs.object_scales._rank_kernels import (
-    PixelBlocks,
-    RankTables,
-    add_joint_violations,
-    add_single_violations,
-    bit_rows_of,
-    fill_buckets,
-)
+from osn_gs.object_scales._plain_counting import PixelGroup, PlainCounter
 from osn_gs.object_scales.ranges import check_scale_ranges
+from osn_gs.threads import numba_is_installed, run_over_range
 
-BLOCK_PIXELS = 8_192  # measured: fewer blocks mean fewer searches; the tables of larger ones no longer fit the cache
+if TYPE_CHECKING:
+    from osn_gs.object_scales._rank_tables import RankTableCounter
+
 VECTORS_PER_TASK = 16_384  # a task's tables are read once for this many vectors
+MAX_OBJECTS = 62  # the layers that hold a pixel are the bits of an int64
 RANGE_MARGIN = 1e-5  # in log-scale: float32 scales at the very end of a range still count as inside
+
+Backend = Literal["auto", "numba", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -48,27 +46,14 @@ class PairViolation:
     worst_frame_pixels: int
 
 
-@dataclass(frozen=True)
-class _PixelGroup:
-    """Pixels that show object `labelled` and are held by the same set of other layers.
-
-    `thresholds[p, d]` bounds x_labelled - x_intruders[d]. A hopeless pixel has a constraint that every vector
-    of the ranges breaks.
-    """
-
-    labelled: int
-    intruders: tuple[int, ...]
-    hopeless: bool
-    thresholds: np.ndarray  # [n, d] float64
-    frames: np.ndarray  # [n] int32
-
-
 class ScaleOracleBuilder:
     """Collects the depth-order constraints of one frame after the other, so that only one frame's layers are held."""
 
     def __init__(self, scale_ranges: Float[Tensor, "k 2"]) -> None:
-        """`scale_ranges` as in `SceneData`: row k is (lo, hi), row 0 is (1, 1)."""
+        """`scale_ranges` as in `SceneData`: row k is (lo, hi), row 0 is (1, 1). Raises `OsnGsError` for too many."""
         self.scale_ranges = check_scale_ranges(scale_ranges)
+        if len(self.scale_ranges) > MAX_OBJECTS:
+            raise OsnGsError(f"the scale oracle holds {MAX_OBJECTS} objects at most, got {len(self.scale_ranges)}.")
         log_lo, log_hi = np.log(self.scale_ranges.numpy()).T
         self._largest = log_hi[:, None] - log_lo[None, :] + RANGE_MARGIN
         self._smallest = log_lo[:, None] - log_hi[None, :] - RANGE_MARGIN
@@ -119,12 +104,12 @@ class ScaleOracleBuilder:
             frames = np.full(len(part), frame, dtype=np.int32)
             self._parts[label, int(key // 2), bool(key % 2)].append((part, frames))
 
-    def build(self) -> ScaleOracle:
-        """The oracle over all frames added so far."""
+    def build(self, backend: Backend = "auto") -> ScaleOracle:
+        """The oracle over all frames added so far; `backend` "auto" is Numba where it is installed, else NumPy."""
         if self._shown.sum() == 0:
             raise DatasetError("the scale oracle has no pixels: add at least one frame.")
         groups = [
-            _PixelGroup(
+            PixelGroup(
                 labelled=label,
                 intruders=_objects_of_code(code),
                 hopeless=hopeless,
@@ -133,7 +118,7 @@ class ScaleOracleBuilder:
             )
             for (label, code, hopeless), parts in sorted(self._parts.items())
         ]
-        return ScaleOracle(self.scale_ranges, groups, self._num_frames, self._shown, self._uncovered)
+        return ScaleOracle(self.scale_ranges, groups, self._num_frames, self._shown, self._uncovered, backend)
 
 
 class ScaleOracle:
@@ -147,10 +132,11 @@ class ScaleOracle:
     def __init__(
         self,
         scale_ranges: Float[Tensor, "k 2"],
-        groups: list[_PixelGroup],
+        groups: list[PixelGroup],
         num_frames: int,
         shown_pixels: np.ndarray,
         uncovered_pixels: np.ndarray,
+        backend: Backend,
     ) -> None:
         self.scale_ranges = scale_ranges
         self.num_frames = num_frames
@@ -161,8 +147,7 @@ class ScaleOracle:
         self._log_hi = np.log(scale_ranges.numpy()[:, 1:]) + RANGE_MARGIN
         self._groups = groups
         self._always_violated = sum(self.uncovered_pixels) + sum(len(g.frames) for g in groups if g.hopeless)
-        self._single_tables = _single_tables(groups)
-        self._joint_tables, self._joint_blocks = _joint_tables([g for g in groups if not g.hopeless])
+        self._counter = _make_counter([g for g in groups if not g.hopeless], backend)
 
     @classmethod
     def from_frames(
@@ -170,12 +155,13 @@ class ScaleOracle:
         object_ids: UInt8[Tensor, "t h w"],
         layer_depths: Float[Tensor, "t k h w"],
         scale_ranges: Float[Tensor, "k 2"],
+        backend: Backend = "auto",
     ) -> ScaleOracle:
         """The oracle of T frames whose layers are all at hand; see `ScaleOracleBuilder.add_frame`."""
         builder = ScaleOracleBuilder(scale_ranges)
         for ids, depths in zip(object_ids, layer_depths, strict=True):
             builder.add_frame(ids, depths)
-        return builder.build()
+        return builder.build(backend)
 
     @property
     def num_objects(self) -> int:
@@ -184,7 +170,7 @@ class ScaleOracle:
     @property
     def num_joint_pixels(self) -> int:
         """Pixels with two or more constraints that the ranges leave open (three or more candidates)."""
-        return int(self._joint_blocks.num_pixels.sum())
+        return sum(len(g.frames) for g in self._groups if not g.hopeless and len(g.intruders) > 1)
 
     def accuracy(self, object_scales: Float[Tensor, "n k"]) -> Float[Tensor, "n"]:
         """Share of the pixels whose nearest covering layer is the labelled object; float64 on the input's device."""
@@ -196,18 +182,12 @@ class ScaleOracle:
         num_vectors = log_scales.shape[1]
         violated = np.full(num_vectors, self._always_violated, dtype=np.int64)
 
-        def count(first: int) -> None:
-            last = min(first + VECTORS_PER_TASK, num_vectors)
-            add_single_violations(log_scales, first, last, self._single_tables, violated)
-            add_joint_violations(log_scales, first, last, self._joint_tables, self._joint_blocks, violated)
+        def count(first_task: int, last_task: int) -> None:
+            for first in range(first_task * VECTORS_PER_TASK, last_task * VECTORS_PER_TASK, VECTORS_PER_TASK):
+                last = min(first + VECTORS_PER_TASK, num_vectors)
+                self._counter.add_violations(log_scales, first, last, violated)
 
-        tasks = range(0, num_vectors, VECTORS_PER_TASK)
-        if len(tasks) <= 1:
-            for first in tasks:
-                count(first)
-        else:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(count, tasks))
+        run_over_range(count, -(-num_vectors // VECTORS_PER_TASK))
         return torch.from_numpy(violated).to(object_scales.device)
 
     def pair_violations(self, object_scales: Float[Tensor, "k"]) -> tuple[PairViolation, ...]:
@@ -263,101 +243,9 @@ def _objects_of_code(code: int) -> tuple[int, ...]:
     return tuple(k for k in range(int(code).bit_length()) if code >> k & 1)
 
 
-def _single_tables(groups: list[_PixelGroup]) -> RankTables:
-    """One table for each ordered pair, of the pixels that only this pair decides."""
-    return _rank_tables(
-        [
-            (group.labelled, group.intruders[0], group.thresholds[:, 0])
-            for group in groups
-            if len(group.intruders) == 1 and not group.hopeless
-        ]
-    )
+def _make_counter(groups: list[PixelGroup], backend: Backend) -> PlainCounter | RankTableCounter:
+    if backend == "numpy" or (backend == "auto" and not numba_is_installed()):
+        return PlainCounter(groups)
+    from osn_gs.object_scales._rank_tables import RankTableCounter
 
-
-def _joint_tables(groups: list[_PixelGroup]) -> tuple[RankTables, PixelBlocks]:
-    """Tables and bit rows of the pixels that several pairs decide together."""
-    lists: list[tuple[int, int, np.ndarray]] = []
-    table_begin, num_pixels, row_begin = [0], [], [0]
-    orders, bit_rows = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.uint64)]
-    for labelled, intruders, pixel_thresholds in _merge_small_groups(groups):
-        for thresholds in _compact_blocks(pixel_thresholds):
-            for column, intruder in enumerate(intruders):
-                order = np.argsort(thresholds[:, column])
-                order = order[: np.isfinite(thresholds[:, column]).sum()].astype(np.int32)
-                lists.append((labelled, intruder, thresholds[order, column]))
-                orders.append(order)
-                bit_rows.append(bit_rows_of(order, len(thresholds)).reshape(-1))
-                row_begin.append(row_begin[-1] + len(bit_rows[-1]))
-            table_begin.append(len(lists))
-            num_pixels.append(len(thresholds))
-    blocks = PixelBlocks(
-        table_begin=np.array(table_begin, dtype=np.int64),
-        num_pixels=np.array(num_pixels, dtype=np.int64),
-        pixels_by_threshold=np.concatenate(orders),
-        row_begin=np.array(row_begin, dtype=np.int64),
-        bit_rows=np.concatenate(bit_rows),
-    )
-    return _rank_tables(lists), blocks
-
-
-def _merge_small_groups(groups: list[_PixelGroup]) -> list[tuple[int, tuple[int, ...], np.ndarray]]:
-    """(labelled, intruders, thresholds [n, d]) of the joint pixels, small groups of one object put together.
-
-    Every group costs a search for each of its intruders, so a few groups under more intruders are cheaper than many
-    small ones. A pixel's threshold is inf for an intruder that was not in its own group.
-    """
-    merged = []
-    for labelled in sorted({group.labelled for group in groups}):
-        joint = [group for group in groups if group.labelled == labelled and len(group.intruders) > 1]
-        joint.sort(key=lambda group: len(group.frames))
-        while joint:
-            together = [joint.pop(0)]
-            while joint and sum(len(group.frames) for group in [*together, joint[0]]) <= BLOCK_PIXELS:
-                together.append(joint.pop(0))
-            intruders = tuple(sorted({intruder for group in together for intruder in group.intruders}))
-            merged.append((labelled, intruders, np.concatenate([_widen(group, intruders) for group in together])))
-    return merged
-
-
-def _widen(group: _PixelGroup, intruders: tuple[int, ...]) -> np.ndarray:
-    """A group's thresholds with a column for each of `intruders`, inf for those that it does not have."""
-    thresholds = np.full((len(group.frames), len(intruders)), np.inf)
-    thresholds[:, [intruders.index(intruder) for intruder in group.intruders]] = group.thresholds
-    return thresholds
-
-
-def _compact_blocks(thresholds: np.ndarray) -> list[np.ndarray]:
-    """Split pixels [n, d] into blocks of near thresholds, halving the widest constraint as a k-d tree does.
-
-    A block whose thresholds are all above or all below a vector's values is counted without looking at its bits.
-    """
-    if len(thresholds) <= BLOCK_PIXELS:
-        return [thresholds]
-    widest = np.ptp(thresholds, axis=0).argmax()
-    order = np.argpartition(thresholds[:, widest], len(thresholds) // 2)
-    halves = np.array_split(order, 2)
-    return [block for half in halves for block in _compact_blocks(thresholds[half])]
-
-
-def _rank_tables(lists: list[tuple[int, int, np.ndarray]]) -> RankTables:
-    """Sort each (labelled, intruder, thresholds) list and lay a bucket grid over it, a bucket for each threshold."""
-    sorted_lists = [np.sort(thresholds) for _, _, thresholds in lists]
-    lengths = [len(thresholds) for thresholds in sorted_lists]
-    begin = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-    bucket_begin = begin + np.arange(len(begin))
-    buckets_per_unit = np.zeros(len(lists))
-    bucket_starts = np.zeros(bucket_begin[-1], dtype=np.int32)
-    for table, thresholds in enumerate(sorted_lists):
-        extent = thresholds[-1] - thresholds[0]
-        buckets_per_unit[table] = len(thresholds) / extent if extent > 0 else 0.0
-        starts = bucket_starts[bucket_begin[table] : bucket_begin[table + 1]]
-        fill_buckets(thresholds, buckets_per_unit[table], len(thresholds), starts)
-    return RankTables(
-        labelled=np.array([labelled for labelled, _, _ in lists], dtype=np.int64),
-        intruder=np.array([intruder for _, intruder, _ in lists], dtype=np.int64),
-        thresholds=np.concatenate([np.zeros(0), *sorted_lists]),
-        begin=begin,
-        bucket_starts=bucket_starts,
-        bucket_begin=bucket_begin,
-        buckets_per_unit=buckets_per_unit,
-    )
+    return RankTableCounter(groups)

@@ -8,7 +8,6 @@ pixel; where they do (objects that interpenetrate), only `rasterize` of the plac
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from osn_gs.rendering.projected_gaussians import ALPHA_MIN
+from osn_gs.threads import numba_is_installed
 
 EMPTY_ALPHA = 1e-10  # as gsplat's expected depth: where nothing is, depth is 0
 DEPTH_INTERVAL_STDS = 2.0  # a layer is taken to lie within this many standard deviations of its depth
@@ -64,7 +64,7 @@ def composite_layers(
         assert tensor.shape == shape, f"{name} must be {list(shape)}, got {list(tensor.shape)}"
     assert depth_stds is None or depth_stds.shape == depths.shape
     if backend == "auto":
-        fits = features.dtype == torch.float32 and not features.is_cuda and importlib.util.find_spec("numba")
+        fits = features.dtype == torch.float32 and not features.is_cuda and numba_is_installed()
         backend = "numba" if fits else "torch"
     if backend == "numba":
         from osn_gs.rendering.numba_backend.layers import composite_layers_on_cpu

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.rendering import torch_reference
+from osn_gs.threads import numba_is_installed
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 RasterizeMode = Literal["classic", "antialiased"]
@@ -108,8 +108,7 @@ def _check_inputs(
 def _choose_backend(means: Tensor) -> Backend:
     if means.is_cuda:
         return "gsplat"
-    numba_fits = means.dtype == torch.float32 and importlib.util.find_spec("numba") is not None
-    return "numba" if numba_fits else "torch"
+    return "numba" if means.dtype == torch.float32 and numba_is_installed() else "torch"
 
 
 def _features(
