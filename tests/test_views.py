@@ -1,8 +1,130 @@
-"""Scores over configurations: averaged over views first, and best means best."""
+"""Held-out views: the configuration that was filmed scores best, through the camera that filmed it."""
 
+import dataclasses
+import math
+import weakref
+
+import pytest
 import torch
+from torch.testing import assert_close
 
-from osn_gs.evaluation.views import ViewScores, spread, summarize
+from osn_gs.data.scene_data import HeldOutView
+from osn_gs.evaluation import views as evaluation
+from osn_gs.evaluation.views import ViewScores, score_views, spread, summarize
+from osn_gs.export.previews import to_uint8
+from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.geometry.cameras import orbit
+from osn_gs.scene.render import render_view
+from osn_gs.scene.scene import ObjectGroup, Scene
+
+WIDTH, HEIGHT = 40, 32
+TRAINING_CAMERA = torch.tensor([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
+BALL_DEPTH = 3.0
+FILMED = torch.tensor([1.0, 1.0])
+SAMPLES = torch.tensor([[1.0, 0.6], [1.0, 1.0], [1.0, 1.4]])  # the second one is the one that was filmed
+ONLY_BYTES_DIFFER = 54  # dB: colours rounded to bytes are off by at most half of 1/255
+
+
+def cloud(size: float, depth: float) -> tuple[ObjectGaussians, torch.Tensor]:
+    """Opaque Gaussians of many colours, and their pose straight ahead of the camera."""
+    generator = torch.Generator().manual_seed(0)
+    points = size * torch.randn(300, 3, generator=generator)
+    gaussians = ObjectGaussians.from_points(points, torch.rand(300, 3, generator=generator), sh_degree=0)
+    with torch.no_grad():
+        gaussians.params["opacities"].fill_(4.0)
+        gaussians.params["scales"].fill_(math.log(0.15 * size))
+    pose = torch.eye(4)
+    pose[2, 3] = depth
+    return gaussians, pose[None]
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A small ball in front of a big one, for one camera that looks straight at them."""
+    groups = [
+        ObjectGroup(name, *cloud(size, depth), visible=torch.tensor([True]))
+        for name, size, depth in (("background", 1.0, 6.0), ("ball", 0.2, BALL_DEPTH))
+    ]
+    return Scene(groups, TRAINING_CAMERA, WIDTH, HEIGHT, torch.tensor([[1.0, 1], [0.3, 1.7]]), near=1.0, far=8.0)
+
+
+@torch.no_grad()
+def film(scene: Scene, intrinsics: torch.Tensor = TRAINING_CAMERA, size: tuple[int, int] = (WIDTH, HEIGHT)):
+    """A view from the side of the scene as it truly is, with full truth."""
+    camera = orbit(scene.cam_from_world(0), BALL_DEPTH, yaw_degrees=20)
+    picture = render_view(scene, FILMED, 0, camera, intrinsics, size)
+    ids = picture.object_ids.to(torch.uint8)
+    return HeldOutView(
+        name="test/0",
+        time_step=0,
+        cam_from_background=camera,
+        intrinsics=intrinsics,
+        image=to_uint8(picture.rgb),
+        object_ids=ids,
+        depth=picture.depth,
+    )
+
+
+def assert_the_filmed_one_is_best(scores: ViewScores) -> None:
+    assert (scores.psnr[1] > ONLY_BYTES_DIFFER).all()
+    assert_close(scores.depth_ssi_mae[1], torch.zeros_like(scores.depth_ssi_mae[1]), atol=1e-5, rtol=0)
+    assert_close(scores.miou[1], torch.ones_like(scores.miou[1]))
+    for others in (0, 2):
+        assert (scores.psnr[others] < 25).all()
+        assert (scores.ssim[others] < scores.ssim[1]).all()
+        assert (scores.depth_ssi_mae[others] > 0.01).all()
+        assert (scores.miou[others] < 0.95).all()
+
+
+def test_the_configuration_that_was_filmed_scores_best(scene: Scene):
+    scores = score_views(scene, (film(scene), film(scene)), SAMPLES)
+    assert scores.psnr.shape == (3, 2)
+    assert_the_filmed_one_is_best(scores)
+    assert summarize(scores)["psnr"].best == pytest.approx(float(scores.psnr[1].mean()))
+
+
+def test_a_view_is_scored_through_its_own_camera_and_at_its_own_size(scene: Scene):
+    other_camera = torch.tensor([[70.0, 0, 30.0], [0, 60.0, 22.0], [0, 0, 1]])
+    assert_the_filmed_one_is_best(score_views(scene, (film(scene, other_camera, (56, 44)),), SAMPLES))
+
+
+def test_pixels_without_known_depth_do_not_count(scene: Scene):
+    view = film(scene)
+    holes = view.depth.clone()
+    holes[0], holes[1], holes[2], holes[3] = torch.inf, torch.nan, 0.0, -1.0
+    assert_the_filmed_one_is_best(score_views(scene, (dataclasses.replace(view, depth=holes),), SAMPLES))
+
+
+def test_truth_is_averaged_over_the_views_that_have_it(scene: Scene):
+    view = film(scene)
+    bare = dataclasses.replace(view, depth=None, object_ids=None)
+    unknown = dataclasses.replace(view, depth=torch.zeros_like(view.depth))
+    scores = score_views(scene, (bare, view, unknown), SAMPLES)
+    assert scores.psnr.shape == (3, 3)
+    assert scores.depth_ssi_mae.shape == (3, 1)
+    assert scores.miou.shape == (3, 2)
+    assert_the_filmed_one_is_best(scores)
+    assert score_views(scene, (bare,), SAMPLES).depth_ssi_mae is None
+
+
+def test_pictures_are_let_go_one_by_one(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    pictures: list[weakref.ref] = []
+
+    def counted(*arguments):
+        assert sum(picture() is not None for picture in pictures) <= 1
+        picture = render_view(*arguments)
+        pictures.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(evaluation, "render_view", counted)
+    score_views(scene, (film(scene),), SAMPLES.repeat(3, 1))
+    assert len(pictures) == 9
+
+
+def test_progress_is_told_after_each_view(scene: Scene):
+    calls = []
+    score_views(scene, (film(scene),) * 2, SAMPLES, on_view=lambda: calls.append(None))
+    assert len(calls) == 2
 
 
 def test_a_spread_is_over_configurations_of_their_means_over_views():
@@ -12,6 +134,10 @@ def test_a_spread_is_over_configurations_of_their_means_over_views():
     assert abs(high.mean - 35 / 3) < 1e-5
     low = spread(scores, higher_is_better=False)
     assert (low.best, low.worst) == (0.0, 20.0)
+
+
+def test_the_median_of_an_even_count_lies_in_the_middle():
+    assert spread(torch.tensor([[1.0], [2.0], [4.0], [9.0]]), higher_is_better=True).median == 3.0
 
 
 def test_scores_a_set_has_no_truth_for_are_left_out():

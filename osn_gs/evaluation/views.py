@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,18 +12,21 @@ from torch import Tensor
 
 from osn_gs.data.scene_data import HeldOutView
 from osn_gs.evaluation import metrics
-from osn_gs.scene.render import render_view
+from osn_gs.scene.render import RenderedView, render_view
 from osn_gs.scene.scene import Scene
 
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Scores of m configurations on v views, [m, v]; depth and object ids are None where a set has no truth."""
+    """Scores of m configurations on v views, [m, v].
+
+    Depth and object ids are scored on the d and i views that have their truth; None where no view has.
+    """
 
     psnr: Float[Tensor, "m v"]
     ssim: Float[Tensor, "m v"]
-    depth_ssi_mae: Float[Tensor, "m v"] | None
-    miou: Float[Tensor, "m v"] | None
+    depth_ssi_mae: Float[Tensor, "m d"] | None
+    miou: Float[Tensor, "m i"] | None
 
     def of_configurations(self, chosen: slice) -> ViewScores:
         """The scores of some of the configurations."""
@@ -40,6 +44,15 @@ class Spread:
     worst: float
 
 
+class _PictureScores(NamedTuple):
+    """Scores of one view under one configuration; None where the view has no truth to compare with."""
+
+    psnr: Float[Tensor, ""]
+    ssim: Float[Tensor, ""]
+    depth_ssi_mae: Float[Tensor, ""] | None
+    miou: Float[Tensor, ""] | None
+
+
 @torch.no_grad()
 def score_views(
     scene: Scene,
@@ -47,30 +60,50 @@ def score_views(
     configurations: Float[Tensor, "m k"],
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewScores:
-    """Render every view under every configuration and compare with the truth; `on_view` is called after each view."""
-    psnr, ssim, depth, miou = [], [], [], []
+    """Render every view under every configuration and compare with the truth; `on_view` is called after each view.
+
+    A view is rendered by its own camera at its image's size. One picture is held at a time.
+    """
+    views_scores = []
     for view in views:
-        truth = view.image.to(scene.intrinsics.device).float() / 255
-        pictures = [
-            render_view(scene, object_scales, view.time_step, view.cam_from_background.to(truth))
-            for object_scales in configurations.to(truth)
-        ]
-        rgb = torch.stack([picture.rgb for picture in pictures]).clamp(0, 1)
-        psnr.append(metrics.psnr(rgb, truth.expand_as(rgb)))
-        ssim.append(metrics.ssim(rgb, truth.expand_as(rgb)))
-        if view.depth is not None:
-            rendered = torch.stack([picture.depth for picture in pictures])
-            depth.append(metrics.depth_ssi_mae(rendered, view.depth.to(rendered).expand_as(rendered)))
-        if view.object_ids is not None:
-            ids = torch.stack([picture.object_ids for picture in pictures])
-            miou.append(metrics.miou(ids, view.object_ids.to(ids).expand_as(ids)))
+        views_scores.append([_score(scene, view, object_scales) for object_scales in configurations])
         on_view()
-    return ViewScores(
-        psnr=torch.stack(psnr, dim=1),
-        ssim=torch.stack(ssim, dim=1),
-        depth_ssi_mae=torch.stack(depth, dim=1) if len(depth) == len(views) else None,
-        miou=torch.stack(miou, dim=1) if len(miou) == len(views) else None,
+    return ViewScores(**{name: _gather(views_scores, name) for name in _PictureScores._fields})
+
+
+def _score(scene: Scene, view: HeldOutView, object_scales: Float[Tensor, "k"]) -> _PictureScores:
+    picture = render_held_out(scene, view, object_scales)
+    rgb, truth = picture.rgb.clamp(0, 1), view.image.to(picture.rgb) / 255
+    depth_ssi_mae = miou = None
+    if view.depth is not None:
+        true_depth = view.depth.to(picture.depth)
+        known = torch.isfinite(true_depth) & (true_depth > 0)
+        if known.any():
+            depth_ssi_mae = metrics.depth_ssi_mae(picture.depth, true_depth, known)
+    if view.object_ids is not None:
+        miou = metrics.miou(picture.object_ids, view.object_ids.to(picture.object_ids))
+    return _PictureScores(metrics.psnr(rgb, truth), metrics.ssim(rgb, truth), depth_ssi_mae, miou)
+
+
+def render_held_out(scene: Scene, view: HeldOutView, object_scales: Float[Tensor, "k"]) -> RenderedView:
+    """What a held-out view's camera would see of one configuration, at the size of its image."""
+    height, width, _ = view.image.shape
+    like = scene.intrinsics
+    return render_view(
+        scene,
+        object_scales.to(like),
+        view.time_step,
+        view.cam_from_background.to(like),
+        view.intrinsics.to(like),
+        (width, height),
     )
+
+
+def _gather(views_scores: list[list[_PictureScores]], name: str) -> Float[Tensor, "m v"] | None:
+    """One score of all pictures, over the views that have it."""
+    columns = [[getattr(picture, name) for picture in pictures] for pictures in views_scores]
+    known = [torch.stack(column) for column in columns if column[0] is not None]
+    return torch.stack(known, dim=1) if known else None
 
 
 def spread(scores: Float[Tensor, "m v"], higher_is_better: bool) -> Spread:
@@ -78,7 +111,7 @@ def spread(scores: Float[Tensor, "m v"], higher_is_better: bool) -> Spread:
     means = scores.mean(dim=1)
     highest, lowest = float(means.max()), float(means.min())
     best, worst = (highest, lowest) if higher_is_better else (lowest, highest)
-    return Spread(best=best, mean=float(means.mean()), median=float(means.median()), worst=worst)
+    return Spread(best=best, mean=float(means.mean()), median=float(means.quantile(0.5)), worst=worst)
 
 
 def summarize(scores: ViewScores) -> dict[str, Spread]:
