@@ -279,3 +279,11 @@ def test_wrong_shapes_are_named():
         render(replace(cloud, quats=cloud.quats[1:]))
     with pytest.raises(AssertionError, match="extra_features"):
         render(cloud, render_mode="ED", extra_features=torch.zeros(10, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_band_of_spherical_harmonics_that_nobody_has_is_refused(backend):
+    cloud = random_cloud(count=5, sh=True)
+    cloud = replace(cloud, colors=torch.zeros(5, 25, 3), sh_degree=4)
+    with pytest.raises(AssertionError, match=r"SH degree must be 0\.\.3, got 4"):
+        rasterize(**cloud.arguments(), backend=backend)

@@ -19,13 +19,14 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from osn_gs.rendering.numba_backend.tiles import TILE_HEIGHT, TILE_WIDTH, make_tile_lists
+from osn_gs.rendering.numba_backend.tiles import make_tile_lists
 from osn_gs.rendering.projected_gaussians import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, ProjectedGaussians
 from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE, TWO, HALF = float32(0), float32(1), float32(2), float32(0.5)
-FAINTEST, MOST_OPAQUE, STOP = float32(ALPHA_MIN), float32(ALPHA_MAX), float32(TRANSMITTANCE_MIN)
+# An argument of the kernels: Numba's cache would keep another file's old values when that file changes.
+ALPHA_LIMITS = (float32(ALPHA_MIN), float32(ALPHA_MAX), float32(TRANSMITTANCE_MIN))
 LOG2_E, SMALLEST_EXPONENT = float32(1.4426950408889634), float32(-126)
 # Slack of the row bounds: rounding must never lose a pixel; every pixel is tested for itself anyway.
 LOG_SLACK, PIXEL_SLACK = float32(1e-4), float32(1e-3)
@@ -33,6 +34,7 @@ LOG_SLACK, PIXEL_SLACK = float32(1e-4), float32(1e-3)
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 LANES = 8  # float32 numbers in an AVX2 register
+TILE_WIDTH, TILE_HEIGHT = 64, 16  # wide rows suit the row-by-row vector loops
 CHANNEL_GROUP = 4  # features are padded to a multiple of this
 FIELD = TILE_WIDTH  # the state of a pixel row is one flat array: field after field, a number per column
 # Where the fields begin: shared, then of the forward and of the backward pass.
@@ -69,13 +71,15 @@ class _Blend(torch.autograd.Function):
         images = np.empty((num_cameras, height, width, num_channels), np.float32)
         transmittances = np.empty((num_cameras, height, width), np.float32)
         last_positions = np.empty((num_cameras, height, width), np.int32)
-        inputs = _kernel_inputs(means2d, conics, opacities, features)
+        arrays = _kernel_inputs(means2d, conics, opacities, features)
         tile_lists = []
-        for camera, gaussians in enumerate(zip(*inputs, strict=True)):
-            tiles = make_tile_lists(gaussians[0], depths[camera].numpy(), radii[camera].numpy(), width, height)
+        for camera, gaussians in enumerate(zip(*arrays, strict=True)):
+            visible = (gaussians[0], depths[camera].numpy(), radii[camera].numpy())
+            tiles = make_tile_lists(*visible, width, height, TILE_WIDTH, TILE_HEIGHT)
             tile_lists.append(tiles)
             outputs = (images[camera], transmittances[camera], last_positions[camera])
-            run_over_range(_blend_forward, tiles.count, *gaussians, tiles.offsets, tiles.gaussians, *outputs)
+            inputs = (*gaussians, ALPHA_LIMITS, tiles.offsets, tiles.gaussians)
+            run_over_range(_blend_forward, tiles.count, *inputs, *outputs)
         ctx.save_for_backward(means2d, conics, opacities, features)
         ctx.saved_arrays = (tile_lists, transmittances, last_positions)
         ctx.absgrad = absgrad
@@ -94,7 +98,7 @@ class _Blend(torch.autograd.Function):
             lists = (tiles.offsets, tiles.gaussians, tiles.slots)
             pixels = (transmittances, last_positions, grad_images[camera], grad_alphas[camera])
             slots = np.empty((len(tiles.slots), num_columns), np.float32)
-            run_over_range(_blend_backward, tiles.count, *gaussians, *lists, *pixels, ctx.absgrad, slots)
+            run_over_range(_blend_backward, tiles.count, *gaussians, ALPHA_LIMITS, *lists, *pixels, ctx.absgrad, slots)
             count = len(grads[camera])
             run_over_range(_sum_slots, count, slots, tiles.slot_offsets, grads[camera], smallest_chunk=4096)
         grads = torch.from_numpy(grads)
@@ -177,7 +181,7 @@ def _ellipse_columns(x, dy, conic_xx, conic_xy, conic_yy, level, columns):
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _blend_forward(
-    first_tile, last_tile, means2d, conics, opacities, features, tile_offsets, tile_gaussians,
+    first_tile, last_tile, means2d, conics, opacities, features, alpha_limits, tile_offsets, tile_gaussians,
     image, transmittance_image, last_position_image,
 ):  # fmt: skip
     """Blends tiles first_tile..last_tile-1.
@@ -200,7 +204,7 @@ def _blend_forward(
             i = tile_gaussians[place]
             x, y, opacity = means2d[i, 0] - float32(left), means2d[i, 1] - float32(top), opacities[i]
             conic_xx, conic_xy, conic_yy = conics[i, 0], conics[i, 1], conics[i, 2]
-            level = TWO * math.log(opacity / FAINTEST) + LOG_SLACK
+            level = TWO * math.log(opacity / alpha_limits[0]) + LOG_SLACK
             first_row, behind_last_row = _ellipse_rows(y, conic_xx, conic_xy, conic_yy, level, rows)
             for row in range(first_row, behind_last_row):
                 dy = float32(row) + HALF - y
@@ -208,7 +212,17 @@ def _blend_forward(
                 if begin < end:
                     line = state[row][begin:]
                     pixels_left -= _blend_row(
-                        line, end - begin, x, dy, conic_xx, conic_xy, conic_yy, opacity, features[i], position
+                        line,
+                        end - begin,
+                        x,
+                        dy,
+                        conic_xx,
+                        conic_xy,
+                        conic_yy,
+                        opacity,
+                        alpha_limits,
+                        features[i],
+                        position,
                     )
             if pixels_left <= ZERO:
                 break
@@ -230,20 +244,21 @@ def _new_state(row_length):
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _blend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position):
+def _blend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, alpha_limits, features, position):
     """Blends one Gaussian over part of a row, from the state `line` on; returns how many pixels stopped."""
     quadratic, linear, constant = -HALF * conic_xx, -conic_xy * dy, -HALF * conic_yy * dy * dy
     f0, f1, f2, f3 = features[0], features[1], features[2], features[3]
+    alpha_min, alpha_max, transmittance_min = alpha_limits
     stopped = ZERO
     for k in range(count):
         dx = line[PIXEL_X + k] - x
         minus_sigma = (quadratic * dx + linear) * dx + constant
-        alpha = min(opacity * _exp(minus_sigma), MOST_OPAQUE)
+        alpha = min(opacity * _exp(minus_sigma), alpha_max)
         before = line[TRANSMITTANCE + k]
         after = before * (ONE - alpha)
-        touched = (before > ZERO) & (alpha >= FAINTEST) & (minus_sigma <= ZERO)
-        blends = touched & (after > STOP)
-        stops = touched & (after <= STOP)
+        touched = (before > ZERO) & (alpha >= alpha_min) & (minus_sigma <= ZERO)
+        blends = touched & (after > transmittance_min)
+        stops = touched & (after <= transmittance_min)
         weight = before * alpha if blends else ZERO
         line[TRANSMITTANCE + k] = after if blends else (-before if stops else before)
         line[LAST_POSITION + k] = position if blends else line[LAST_POSITION + k]
@@ -267,7 +282,7 @@ def _blend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, featur
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _blend_backward(
-    first_tile, last_tile, means2d, conics, opacities, features, tile_offsets, tile_gaussians, tile_slots,
+    first_tile, last_tile, means2d, conics, opacities, features, alpha_limits, tile_offsets, tile_gaussians, tile_slots,
     transmittance_image, last_position_image, grad_image, grad_alpha_image, absgrad, slots,
 ):  # fmt: skip
     """Walks tiles first_tile..last_tile-1 far to near and writes one gradient slot for every Gaussian of a tile.
@@ -307,7 +322,7 @@ def _blend_backward(
             i = tile_gaussians[place]
             x, y, opacity = means2d[i, 0] - float32(left), means2d[i, 1] - float32(top), opacities[i]
             conic_xx, conic_xy, conic_yy = conics[i, 0], conics[i, 1], conics[i, 2]
-            level = TWO * math.log(opacity / FAINTEST) + LOG_SLACK
+            level = TWO * math.log(opacity / alpha_limits[0]) + LOG_SLACK
             first_row, behind_last_row = _ellipse_rows(y, conic_xx, conic_xy, conic_yy, level, rows)
             leftmost, rightmost = TILE_WIDTH, 0
             for row in range(first_row, behind_last_row):
@@ -326,6 +341,7 @@ def _blend_backward(
                         conic_xy,
                         conic_yy,
                         opacity,
+                        alpha_limits,
                         features[i],
                         position,
                         column_sums,
@@ -360,16 +376,17 @@ def _add_hidden_channels(line, count, features):
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
-def _unblend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, features, position, sums):
+def _unblend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, alpha_limits, features, position, sums):
     """Takes one Gaussian off part of a row and adds its gradients to the column sums."""
     quadratic, linear, constant = -HALF * conic_xx, -conic_xy * dy, -HALF * conic_yy * dy * dy
     f0, f1, f2, f3 = features[0], features[1], features[2], features[3]
+    alpha_min, alpha_max, _ = alpha_limits
     for k in range(count):
         dx = line[PIXEL_X + k] - x
         minus_sigma = (quadratic * dx + linear) * dx + constant
         unclamped = opacity * _exp(minus_sigma)
-        alpha = min(unclamped, MOST_OPAQUE)
-        blended = (position <= line[LAST_POSITION + k]) & (alpha >= FAINTEST) & (minus_sigma <= ZERO)
+        alpha = min(unclamped, alpha_max)
+        blended = (position <= line[LAST_POSITION + k]) & (alpha >= alpha_min) & (minus_sigma <= ZERO)
         alpha = alpha if blended else ZERO
         keeps = ONE / (ONE - alpha)
         before = line[TRANSMITTANCE + k] * keeps
@@ -378,7 +395,7 @@ def _unblend_row(line, count, x, dy, conic_xx, conic_xy, conic_yy, opacity, feat
         v2, v3 = line[BACKWARD_CHANNELS + 2 * FIELD + k], line[BACKWARD_CHANNELS + 3 * FIELD + k]
         grad_weight = line[GRAD_WEIGHT + k] + f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3
         grad_alpha = before * grad_weight - keeps * line[BEHIND + k]
-        grad_sigma = -alpha * grad_alpha if unclamped <= MOST_OPAQUE else ZERO
+        grad_sigma = -alpha * grad_alpha if unclamped <= alpha_max else ZERO
         line[BEHIND + k] += grad_weight * weight
         line[TRANSMITTANCE + k] = before
         line[WEIGHT + k] = weight

@@ -12,7 +12,8 @@ from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE = float32(0), float32(1)
-EMPTY, MATTERS, STDS = float32(EMPTY_ALPHA), float32(ALPHA_MIN), float32(DEPTH_INTERVAL_STDS)
+# An argument of the kernels: Numba's cache would keep another file's old values when that file changes.
+LIMITS = (float32(EMPTY_ALPHA), float32(ALPHA_MIN), float32(DEPTH_INTERVAL_STDS))
 PIXELS_PER_BLOCK = 64  # the layers of a block stay in the first-level cache while M configurations read them
 
 
@@ -38,6 +39,7 @@ class _CompositeLayers(torch.autograd.Function):
             _composite_forward,
             -(-num_pixels // PIXELS_PER_BLOCK),
             *inputs,
+            LIMITS,
             stds.detach().contiguous().numpy().reshape(num_layers, num_pixels),
             finds_interleaved,
             out_features.reshape(num_scales, num_pixels, num_channels),
@@ -61,6 +63,7 @@ class _CompositeLayers(torch.autograd.Function):
             _composite_backward,
             -(-num_pixels // PIXELS_PER_BLOCK),
             *_flat_layers(*ctx.saved_tensors),
+            LIMITS,
             grad_features.contiguous().numpy().reshape(num_scales, num_pixels, num_channels),
             grad_depth.contiguous().numpy().reshape(num_scales, num_pixels),
             grad_alphas.contiguous().numpy().reshape(num_scales, num_pixels),
@@ -109,7 +112,7 @@ def _sort_by_depth(pixel, depths, scales, covering, count, order, keys):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _composite_forward(
-    first_block, last_block, features, alphas, depths, object_scales, depth_stds, finds_interleaved,
+    first_block, last_block, features, alphas, depths, object_scales, limits, depth_stds, finds_interleaved,
     out_features, out_depth, out_alphas, out_weights, interleaved,
 ):  # fmt: skip
     """Composites the pixels of blocks first_block..last_block-1 for every vector of object scales.
@@ -118,6 +121,7 @@ def _composite_forward(
     through, and comparing the few layers of a block pair by pair is vector code over its pixels.
     """
     num_layers, num_pixels, num_channels = features.shape
+    empty_alpha = limits[0]
     block_alphas = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
     block_depths = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
     placed = np.empty((num_layers, PIXELS_PER_BLOCK), np.float32)
@@ -162,11 +166,11 @@ def _composite_forward(
                     out_features[m, begin + p, channel] = color[channel, p]
             for p in range(count):
                 out_alphas[m, begin + p] = total[p]
-                out_depth[m, begin + p] = depth[p] / (EMPTY if total[p] < EMPTY else total[p])
+                out_depth[m, begin + p] = depth[p] / (empty_alpha if total[p] < empty_alpha else total[p])
             if finds_interleaved:
                 for p in range(count):
                     interleaved[m, begin + p] = _any_overlap(
-                        begin + p, object_scales[m], depths, depth_stds, out_weights[m, begin + p]
+                        begin + p, object_scales[m], depths, depth_stds, out_weights[m, begin + p], limits
                     )
 
 
@@ -198,14 +202,15 @@ def _light_that_reaches(n, num_present, count, placed, alphas, visibility):
 
 
 @njit(cache=True, nogil=True)
-def _any_overlap(pixel, scales, depths, depth_stds, weights):
+def _any_overlap(pixel, scales, depths, depth_stds, weights, limits):
     """Whether the depth intervals of two layers that both matter overlap at the pixel."""
+    _, least_weight, stds = limits
     for k in range(len(weights)):
-        if weights[k] > MATTERS:
+        if weights[k] > least_weight:
             for other in range(k):
-                if weights[other] > MATTERS:
+                if weights[other] > least_weight:
                     distance = abs(scales[k] * depths[k, pixel] - scales[other] * depths[other, pixel])
-                    reach = STDS * (scales[k] * depth_stds[k, pixel] + scales[other] * depth_stds[other, pixel])
+                    reach = stds * (scales[k] * depth_stds[k, pixel] + scales[other] * depth_stds[other, pixel])
                     if distance < reach:
                         return True
     return False
@@ -213,7 +218,7 @@ def _any_overlap(pixel, scales, depths, depth_stds, weights):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _composite_backward(
-    first_block, last_block, features, alphas, depths, object_scales,
+    first_block, last_block, features, alphas, depths, object_scales, limits,
     grad_features, grad_depth, grad_alphas, grad_weights, out_features, out_alphas, out_depths,
 ):  # fmt: skip
     """Adds up, over the vectors of object scales, the gradients at the pixels of blocks first_block..last_block-1.
@@ -222,6 +227,7 @@ def _composite_backward(
     so d loss / d a_k = T_k (g_k - value_{k+1}): back to front and without a division.
     """
     num_layers, num_pixels, num_channels = features.shape
+    empty_alpha = limits[0]
     covering = np.empty(num_layers, np.int64)
     order = np.empty(num_layers, np.int64)
     keys = np.empty(num_layers, np.float32)
@@ -238,9 +244,9 @@ def _composite_backward(
                 depth += transmittance * alpha * keys[place]
                 transmittance *= ONE - alpha
             # depth = (sum of weight times key) / total: the gradients of its two parts.
-            grad_sum = grad_depth[m, pixel] / max(total, EMPTY)
+            grad_sum = grad_depth[m, pixel] / max(total, empty_alpha)
             grad_total = grad_alphas[m, pixel]
-            if total > EMPTY:
+            if total > empty_alpha:
                 grad_total -= grad_sum * depth / total
             value_behind = ZERO
             for place in range(count - 1, -1, -1):

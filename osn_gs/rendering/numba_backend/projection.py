@@ -15,12 +15,12 @@ from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ONE, TWO, HALF = float32(1), float32(2), float32(0.5)
-OPACITY_MIN, SIGMAS = float32(ALPHA_MIN), float32(RADIUS_SIGMAS)
 SMALLEST_COMPENSATION = float32(1e-6)  # keeps the gradient of its square root finite (as gsplat's CUDA code)
 SMALLEST_CHUNK = 2048
 
-# Entries of the camera's parameter vector: intrinsics, bounds of the Jacobian's slope, image, clipping, blur.
-FX, FY, CX, CY, U_LOW, U_HIGH, V_LOW, V_HIGH, WIDTH, HEIGHT, NEAR, FAR, EPS2D = range(13)
+# Entries of the camera's parameter vector: intrinsics, bounds of the Jacobian's slope, image, clipping, blur, and the
+# constants of `projected_gaussians`: Numba's cache would keep their old values when that file changes.
+FX, FY, CX, CY, U_LOW, U_HIGH, V_LOW, V_HIGH, WIDTH, HEIGHT, NEAR, FAR, EPS2D, OPACITY_MIN, SIGMAS = range(15)
 
 
 def project(
@@ -65,7 +65,8 @@ def _camera_parameters(K, width, height, near_plane, far_plane, eps2d):
         -cy / fy - margin_v,
         (height - cy) / fy + margin_v,
     )
-    return np.array([fx, fy, cx, cy, *slope_bounds, width, height, near_plane, far_plane, eps2d], np.float32)
+    parameters = [fx, fy, cx, cy, *slope_bounds, width, height, near_plane, far_plane, eps2d, ALPHA_MIN, RADIUS_SIGMAS]
+    return np.array(parameters, np.float32)
 
 
 class _ProjectToCamera(torch.autograd.Function):
@@ -174,9 +175,9 @@ def _project_forward(
         means2d[i, 1] = y
 
         opacity = opacities[i] * compensations[i] if antialiased else opacities[i]
-        if opacity < OPACITY_MIN:
+        if opacity < camera[OPACITY_MIN]:
             continue
-        extent = min(SIGMAS, math.sqrt(TWO * math.log(opacity / OPACITY_MIN)))
+        extent = min(camera[SIGMAS], math.sqrt(TWO * math.log(opacity / camera[OPACITY_MIN])))
         radius_x = math.ceil(extent * math.sqrt(xx))
         radius_y = math.ceil(extent * math.sqrt(yy))
         in_columns = x + radius_x > 0 and x - radius_x < camera[WIDTH]

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 
-from osn_gs.gaussians.spherical_harmonics import SH_BAND_0, num_sh_bases
+from osn_gs.gaussians.spherical_harmonics import MAX_SH_DEGREE, num_sh_bases
 from osn_gs.threads import run_over_range
 
 float32 = np.float32
 ZERO, ONE, HALF = float32(0), float32(1), float32(0.5)
-C0 = float32(SH_BAND_0)
+C0 = float32(0.28209479177387814)
 C1 = float32(0.48860251190292)
 C2, C2_Z, C2_Z0, C2_XY = (
     float32(c) for c in (1.092548430592079, 0.9461746957575601, 0.3153915652525201, 0.5462742152960395)
@@ -37,6 +37,7 @@ def sh_colors(
     degree: int,
 ) -> Float[Tensor, "c n 3"]:
     """As `torch_reference.sh_colors`, in float32; no gradient for the cameras."""
+    assert 0 <= degree <= MAX_SH_DEGREE, f"SH degree must be 0..{MAX_SH_DEGREE}, got {degree}"
     used = num_sh_bases(degree)
     assert coefficients.shape[1] >= used, f"degree {degree} needs {used} bases, got {coefficients.shape[1]}"
     centres = -(viewmats[:, :3, :3].transpose(-1, -2) @ viewmats[:, :3, 3:]).squeeze(-1)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-TILE_WIDTH, TILE_HEIGHT = 64, 16  # wide rows suit the row-by-row vector loops of blending
 HALF_PIXEL = np.float32(0.5)  # pixel centres lie at +0.5
 
 
@@ -27,10 +26,10 @@ class TileLists(NamedTuple):
     count: int
 
 
-def make_tile_lists(means2d, depths, radii, width: int, height: int) -> TileLists:
-    """Tile lists of one camera's visible Gaussians; all arguments are NumPy arrays of that camera."""
-    tiles_x, tiles_y = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
-    boxes, counts = _tile_boxes(means2d, radii, width, height)
+def make_tile_lists(means2d, depths, radii, width: int, height: int, tile_width: int, tile_height: int) -> TileLists:
+    """Tile lists of one camera's visible Gaussians; the first three arguments are NumPy arrays of that camera."""
+    tiles_x, tiles_y = -(-width // tile_width), -(-height // tile_height)
+    boxes, counts = _tile_boxes(means2d, radii, width, height, tile_width, tile_height)
     near_to_far = _order_by_depth(depths, np.flatnonzero(counts))
     offsets, gaussians, slots, slot_offsets = _fill_tiles(near_to_far, boxes, counts, tiles_x, tiles_y)
     return TileLists(offsets, gaussians, slots, slot_offsets, tiles_x * tiles_y)
@@ -44,7 +43,7 @@ def _order_by_depth(depths: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _tile_boxes(means2d, radii, width, height):
+def _tile_boxes(means2d, radii, width, height, tile_width, tile_height):
     """First and last tile (inclusive) in x and y that each Gaussian's box touches, and how many tiles."""
     count = means2d.shape[0]
     boxes = np.zeros((count, 4), np.int32)
@@ -58,10 +57,10 @@ def _tile_boxes(means2d, radii, width, height):
         bottom = min(math.floor(means2d[i, 1] + radii[i, 1] - HALF_PIXEL), height - 1)
         if right < left or bottom < top:
             continue
-        boxes[i, 0] = left // TILE_WIDTH
-        boxes[i, 1] = right // TILE_WIDTH
-        boxes[i, 2] = top // TILE_HEIGHT
-        boxes[i, 3] = bottom // TILE_HEIGHT
+        boxes[i, 0] = left // tile_width
+        boxes[i, 1] = right // tile_width
+        boxes[i, 2] = top // tile_height
+        boxes[i, 3] = bottom // tile_height
         counts[i] = (boxes[i, 1] - boxes[i, 0] + 1) * (boxes[i, 3] - boxes[i, 2] + 1)
     return boxes, counts
 
