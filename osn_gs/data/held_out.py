@@ -21,7 +21,7 @@ from osn_gs.data.osn_files import (
 from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import DatasetError
-from osn_gs.geometry.alignment import Similarity
+from osn_gs.geometry.alignment import Similarity, closest_rotation
 from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv, rigid_matrix
 
 SPLITS = ("test", "stereo")
@@ -36,7 +36,7 @@ def read_held_out(
     pixel_center: float,
     downscale: int,
 ) -> dict[str, tuple[HeldOutView, ...]]:
-    """Views of every split the folder has, by split name.
+    """Views of every split the folder has, by split name; depths as they stand in the files, unknown ones included.
 
     `cam_from_background` are the training cameras (OpenCV axes) as training will use them;
     `background_scale` is the background's true scale where it is known exactly.
@@ -66,10 +66,7 @@ def align_cameras(
     Raises:
         DatasetError: the paths do not match, or a scale is wanted of a camera that stands still.
     """
-    left, _, right = torch.linalg.svd((background_from_cam[:, :3, :3] @ world_from_cam[:, :3, :3].mT).sum(0))
-    signs = torch.ones(3, dtype=left.dtype)
-    signs[2] = torch.sign(torch.linalg.det(left @ right))
-    rotation = left @ torch.diag(signs) @ right
+    rotation = closest_rotation((background_from_cam[:, :3, :3] @ world_from_cam[:, :3, :3].mT).sum(0))
     world_centres, background_centres = world_from_cam[:, :3, 3] @ rotation.T, background_from_cam[:, :3, 3]
     world_mean, background_mean = world_centres.mean(0), background_centres.mean(0)
     world_path, background_path = world_centres - world_mean, background_centres - background_mean

@@ -24,7 +24,7 @@ from osn_gs.data.pinhole import unproject
 from osn_gs.data.scene_data import HeldOutView, SceneData, SparsePoints
 from osn_gs.errors import DatasetError
 from osn_gs.files import write_json_atomic
-from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv
+from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv, transform_points
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _bounding_box(
     """Lowest and highest coordinates of the points in the object's frame."""
     points_cam = unproject(points.pixels.double(), points.depths.double(), intrinsics)
     obj_from_cam = invert_rigid(cam_from_obj)[points.frames]
-    points_obj = torch.einsum("mij,mj->mi", obj_from_cam[:, :3, :3], points_cam) + obj_from_cam[:, :3, 3]
+    points_obj = transform_points(obj_from_cam, points_cam[:, None])[:, 0]
     return torch.stack([points_obj.amin(0), points_obj.amax(0)], dim=1).numpy()
 
 

@@ -1,4 +1,4 @@
-"""Least-squares similarity between two point sets."""
+"""Least-squares rotation and similarity."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ class Similarity(NamedTuple):
         return self.scale * points @ self.rotation.T + self.translation
 
 
+def closest_rotation(matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
+    """The rotation R with the largest sum(R * matrix), never a reflection (Kabsch 1976).
+
+    Of a sum of products b a^T it is the rotation that takes the vectors (or frames) a closest to b.
+    """
+    left, _, right = torch.linalg.svd(matrix)
+    signs = torch.ones(3, dtype=matrix.dtype, device=matrix.device)
+    signs[2] = torch.sign(torch.linalg.det(left @ right))
+    return left @ torch.diag(signs) @ right
+
+
 def align_points(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Similarity:
     """The similarity that takes `source` closest to `target` in least squares (Umeyama 1991).
 
@@ -27,9 +38,7 @@ def align_points(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> 
     """
     source_mean, target_mean = source.mean(0), target.mean(0)
     source_centred, target_centred = source - source_mean, target - target_mean
-    u, singular, vt = torch.linalg.svd(target_centred.T @ source_centred)
-    signs = torch.ones(3, dtype=source.dtype, device=source.device)
-    signs[2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vt))
-    rotation = u @ torch.diag(signs) @ vt
-    scale = float((singular * signs).sum() / source_centred.square().sum())
+    covariance = target_centred.T @ source_centred
+    rotation = closest_rotation(covariance)
+    scale = float((rotation * covariance).sum() / source_centred.square().sum())
     return Similarity(scale, rotation, target_mean - scale * rotation @ source_mean)
