@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from osn_gs.data.held_out import align_cameras
 from osn_gs.data.osn_layout import load_scene
 from osn_gs.data.pinhole import project, unproject
 from osn_gs.errors import DatasetError
-from osn_gs.geometry.se3 import invert_rigid, transform_points
+from osn_gs.geometry.alignment import Similarity
+from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, rigid_matrix, transform_points
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,14 @@ def scene(demo_folder):
 def folder(demo_folder, tmp_path):
     """A copy to break."""
     return shutil.copytree(demo_folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def normal():
+    def draw(*shape, seed=0):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    return draw
 
 
 def pixel_grid(scene):
@@ -105,6 +115,16 @@ def held_out_depth_difference(scene, view, shift):
     return relative.abs()[relative.abs() < 0.05]
 
 
+def test_cameras_on_a_straight_path_are_placed_by_their_orientations(normal):
+    """Their centres alone leave the turn about the path open."""
+    path = torch.arange(5.0)[:, None] * torch.tensor([1.0, 2.0, 0.5])
+    world_from_cam = rigid_matrix(quat_to_rotmat(normal(5, 4)), path)
+    true = Similarity(1.7, quat_to_rotmat(normal(4, seed=1)), torch.tensor([0.3, -1.0, 2.0]))
+    background_from_cam = rigid_matrix(true.rotation @ world_from_cam[:, :3, :3], true.apply(path))
+    for found, expected in zip(align_cameras(world_from_cam, background_from_cam), true, strict=True):
+        assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_released_folders_count_pixels_from_their_centres(folder):
     """Without the key, a pixel number u has the ray (u - W/2)/f: our principal point is half a pixel further."""
     path = folder / "transforms_train.json"
@@ -176,6 +196,21 @@ def set_pose_nan(folder):
     np.save(path, poses)
 
 
+def hide(folder, k, frames):
+    path = folder / "sfm" / "poses" / f"vis{k}.npy"
+    visible = np.load(path)
+    visible[list(frames)] = False
+    np.save(path, visible)
+
+
+def set_layer_nan(folder):
+    path = folder / "layers_train" / "0002.npz"
+    with np.load(path) as content:
+        depth = content["depth"]
+    depth[1, 5, 5] = np.nan
+    np.savez(path, depth=depth)
+
+
 BROKEN = {
     "no transforms": (lambda f: (f / "transforms_train.json").unlink(), "transforms_train.json: no such file"),
     "bad json": (lambda f: (f / "transforms_train.json").write_text("{"), "not valid JSON"),
@@ -229,6 +264,11 @@ BROKEN = {
         lambda f: edit_frames(f, lambda i, frame: frame.update(time_step=2 * i)),
         "transforms_train.json: frame 1: time_step is 2; expected 1",
     ),
+    "background lost": (lambda f: hide(f, 0, [6]), "vis0.npy: the background is not visible in frame 6"),
+    "background never seen": (lambda f: hide(f, 0, range(8)), "vis0.npy: the background is not visible in frame 0"),
+    "no frame shows anything": (lambda f: [hide(f, k, [3]) for k in range(4)], "not visible in frame 3"),
+    "no background": (lambda f: edit_masks(f, lambda m: np.maximum(m, 1)), r"gap: \[0\] never occur"),
+    "NaN layer": (lambda f: set_layer_nan(f), r"layers_train.0002.npz: 1 of \d+ depths are NaN"),
     "other path": (
         lambda f: (
             edit_frames(f, lambda i, frame: frame.pop("time_step")),
@@ -282,6 +322,24 @@ def test_without_ranges_in_its_files_a_scene_is_the_same_whatever_the_unit_of_it
     assert_close(found.truth.object_scales, expected.truth.object_scales)
     assert_close(found.cam_from_obj, expected.cam_from_obj)
     assert_close(found.held_out["stereo"][1].cam_from_background, expected.held_out["stereo"][1].cam_from_background)
+
+
+def test_unknown_depth_is_left_to_the_evaluation_of_held_out_views_but_refused_where_points_are_drawn(folder):
+    unknown = np.array([np.inf, np.nan, 0, -1], np.float32)
+    for name in ("depth_test/0001.npy", "depth_train/0004.npy"):
+        depth = np.load(folder / name)
+        depth[7, 10:14] = unknown
+        np.save(folder / name, depth)
+    kept = load_scene(folder).held_out["test"][1].depth
+    assert_close(kept[7, 10:14], torch.from_numpy(unknown), equal_nan=True)
+    with pytest.raises(DatasetError, match=r"0004\.npy: 1 of 3072 depths are NaN"):
+        load_scene(folder, poses="truth")
+
+
+def test_the_background_is_there_behind_a_toy_that_fills_the_frame(folder):
+    """With true poses its own is known in every frame, and other views of that time show it."""
+    np.save(folder / "segm_train" / "0002.npy", np.ones((48, 64), np.uint8))
+    assert load_scene(folder, poses="truth").visible[0].all()
 
 
 def test_no_such_folder(tmp_path):

@@ -162,10 +162,26 @@ def _read_reconstructions(
     return reconstruct_from_truth(
         true_cam_from_obj(transforms),
         torch.from_numpy(object_ids),
-        torch.from_numpy(read_depth_sequence(folder / "depth_train", transforms)),
+        torch.from_numpy(_read_training_depths(folder / "depth_train", transforms)),
         intrinsics_of(transforms, pixel_center, downscale=1),
         torch.Generator().manual_seed(seed),
     )
+
+
+def _read_training_depths(folder: Path, transforms: Transforms) -> Float[np.ndarray, "t h w"]:
+    """True training depths, from which points are drawn: where a pixel sees nothing they may be infinite or zero."""
+    depths = read_depth_sequence(folder, transforms)
+    for index, depth in enumerate(depths):
+        _refuse_nan(depth, folder / f"{index:04d}.npy")
+    return depths
+
+
+def _refuse_nan(depth: Float[np.ndarray, "..."], path: Path) -> None:
+    if np.isnan(depth).any():
+        raise DatasetError(
+            f"{path}: {int(np.isnan(depth).sum())} of {depth.size} depths are NaN; expected inf where nothing is seen: "
+            "render them again."
+        )
 
 
 def true_cam_from_obj(transforms: Transforms) -> Float[Tensor, "k t 4 4"]:
@@ -208,6 +224,7 @@ def _read_layer_depths(
             ) from None
         if layers.shape != (len(true_scales), *shape[1:]):
             raise DatasetError(f"{path}: has shape {layers.shape}; expected {(len(true_scales), *shape[1:])}.")
+        _refuse_nan(layers, path)
         frames.append(np.stack([downscale_depth(layer, downscale) for layer in layers]))
     return torch.from_numpy(np.stack(frames)).float() / true_scales[:, None, None]
 

@@ -67,6 +67,12 @@ def _read_object(
     preproc: Path, k: int, num_frames: int, pixel_shift: float, true_scale: float | None
 ) -> ObjectReconstruction:
     visible = read_array(preproc / "poses" / f"vis{k}.npy", (num_frames,)).astype(bool)
+    if k == 0 and not visible.all():
+        raise DatasetError(
+            f"{preproc / 'poses' / 'vis0.npy'}: the background is not visible in frame {int(visible.argmin())}; "
+            "expected its pose, which is the camera's place, in every frame: reconstruct it again, or leave the frames "
+            "without it out of the scene."
+        )
     return ObjectReconstruction(
         cam_from_obj=_read_poses(preproc / "poses" / f"pose{k}.npy", visible),
         visible=torch.from_numpy(visible),

@@ -28,9 +28,10 @@ class SparsePoints:
 class HeldOutView:
     """One image that training never saw, with what is known of it.
 
-    The camera stands in the background's frame and units; the objects stand as at training frame
-    `time_step`. `depth` is true z-depth (any unit) and `object_ids` true ids, where the set has them.
-    `intrinsics` is None where the camera is the training camera (some real sets film tests with another one).
+    The camera stands in the background's frame and units and has `intrinsics` of its own (some real sets
+    film tests with another lens); the objects stand as at training frame `time_step`. `object_ids` are true
+    ids and `depth` is true z-depth (any unit), where the set has them. Depth is as the set's files hold it:
+    a pixel of unknown depth may be NaN, infinite, zero or negative, and says nothing of the scene.
     """
 
     name: str

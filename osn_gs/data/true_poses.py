@@ -16,7 +16,7 @@ from osn_gs.data.pinhole import project, unproject
 from osn_gs.data.reconstruction import ObjectReconstruction
 from osn_gs.data.scene_data import SparsePoints
 from osn_gs.errors import DatasetError
-from osn_gs.geometry.se3 import quat_to_rotmat
+from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, transform_points
 
 TRACKS_PER_OBJECT = 1000  # what a per-object reconstruction keeps (METHOD: about 1,000 tracks)
 PIXEL_NOISE = 0.3  # standard deviation of an observation, and of a point across its ray, in pixels
@@ -40,7 +40,8 @@ def reconstruct_from_truth(
     for k, true_cam_from_obj in enumerate(cam_from_obj):
         seen = (object_ids == k) & depths.isfinite() & (depths > 0)
         points = observe_surface_points(true_cam_from_obj, seen, depths, intrinsics, generator, name=f"object {k}")
-        objects.append(in_random_gauge(true_cam_from_obj, seen.flatten(1).any(1), points, generator))
+        visible = seen.flatten(1).any(1) | (k == 0)  # the background is there even behind all else
+        objects.append(in_random_gauge(true_cam_from_obj, visible, points, generator))
     return tuple(objects)
 
 
@@ -126,9 +127,8 @@ def _move_to_all_frames(
     points_cam: Float[Tensor, "n 3"], frames: Int[Tensor, "n"], cam_from_obj: Float[Tensor, "t 4 4"]
 ) -> Float[Tensor, "t n 3"]:
     """Points known in the camera of one frame each, carried along by the object into every frame."""
-    rotations, translations = cam_from_obj[:, :3, :3], cam_from_obj[:, :3, 3]
-    points_obj = torch.einsum("nij,ni->nj", rotations[frames], points_cam - translations[frames])
-    return torch.einsum("tij,nj->tni", rotations, points_obj) + translations[:, None]
+    points_obj = transform_points(invert_rigid(cam_from_obj)[frames], points_cam[:, None])[:, 0]
+    return transform_points(cam_from_obj, points_obj)
 
 
 def _is_seen(
