@@ -3,23 +3,46 @@
 import filecmp
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from osn_gs.data import demo_scene
+from osn_gs.data import demo, demo_scene
 from osn_gs.data.demo import write_demo_scene
 from osn_gs.data.downscale import downscale_depth, downscale_ids
 from osn_gs.data.osn_layout import load_scene
+from osn_gs.data.pinhole import project, unproject
 from osn_gs.data.ray_casting import Ball, Cube, Frustum, Ring, Solid, cast
 from osn_gs.geometry.se3 import invert_rigid, transform_points
+from osn_gs.threads import set_num_threads
 
 
 @pytest.fixture(scope="module")
 def scene(demo_folder):
     return load_scene(demo_folder)
+
+
+@pytest.fixture
+def one_thread():
+    set_num_threads(1)
+    yield
+    set_num_threads(None)
+
+
+def test_the_demo_is_made_on_as_many_threads_as_were_asked_for(tmp_path, monkeypatch, one_thread):
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers):
+            asked.append(max_workers)
+            super().__init__(max_workers)
+
+    monkeypatch.setattr(demo, "ThreadPoolExecutor", Pool)
+    write_demo_scene(tmp_path / "tiny", 2, 64, 48, num_held_out=1)
+    assert set(asked) == {1}
 
 
 def true_layers(scene):
@@ -73,15 +96,13 @@ def test_a_larger_toy_sinks_into_the_table_it_stands_on(scene):
 def test_poses_carry_each_toy_from_frame_to_frame(scene):
     """Pixels moved by the poses at true scale land on the same toy at its depth, where it is not hidden."""
     rows, columns = torch.meshgrid(torch.arange(scene.height), torch.arange(scene.width), indexing="ij")
-    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones(scene.height, scene.width)], dim=-1)
-    rays = pixels @ torch.linalg.inv(scene.intrinsics).T
+    pixels = torch.stack([columns, rows], dim=-1) + 0.5
     for k in range(scene.num_objects):
         depths = scene.truth.layer_depths[:, k]
         on_object = depths[0].isfinite()
         carry = scene.cam_from_obj[k, 1] @ invert_rigid(scene.cam_from_obj[k, 0])
-        moved = transform_points(carry, (rays * depths[0][..., None])[on_object])
-        landing = moved @ scene.intrinsics.T
-        columns_to, rows_to = (landing[:, :2] / landing[:, 2:]).floor().long().unbind(-1)
+        moved = transform_points(carry, unproject(pixels[on_object], depths[0][on_object], scene.intrinsics))
+        columns_to, rows_to = project(moved, scene.intrinsics).floor().long().unbind(-1)
         inside = (columns_to >= 0) & (rows_to >= 0) & (columns_to < scene.width) & (rows_to < scene.height)
         there = depths[1][rows_to[inside], columns_to[inside]]
         same = (moved[inside, 2] / there - 1).abs() < 0.02

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from torch import Tensor
 from osn_gs.data import demo_scene
 from osn_gs.data.held_out import align_cameras, camera_in_background
 from osn_gs.data.osn_writer import SyntheticTruth, write_scene
-from osn_gs.data.ray_casting import PinholeGrid, RenderedView, render_view
+from osn_gs.data.ray_casting import PinholeGrid, RayCastView, cast_view
 from osn_gs.data.reconstruction import ObjectReconstruction, to_scene_units
 from osn_gs.data.scene_data import HeldOutView, SceneData, SceneTruth
 from osn_gs.data.true_poses import reconstruct_from_truth
 from osn_gs.geometry.se3 import invert_rigid
+from osn_gs.threads import num_threads
 
 NEAR, FAR = 1.0, 8.0
 LIGHT = np.array([0.25, -0.3, 0.92])  # almost from above, so that turning on the table changes no colours
@@ -86,21 +86,21 @@ def _progress(time_step: int, num_frames: int) -> float:
     return time_step / max(num_frames - 1, 1)
 
 
-def _render(viewpoints: list[Viewpoint], grid: PinholeGrid, num_frames: int) -> list[RenderedView]:
+def _render(viewpoints: list[Viewpoint], grid: PinholeGrid, num_frames: int) -> list[RayCastView]:
     objects = demo_scene.objects()
 
-    def render(viewpoint: Viewpoint) -> RenderedView:
+    def render(viewpoint: Viewpoint) -> RayCastView:
         world_from_obj = demo_scene.object_poses(_progress(viewpoint.time_step, num_frames))
-        return render_view(objects, world_from_obj, viewpoint.world_from_cam, grid, LIGHT)
+        return cast_view(objects, world_from_obj, viewpoint.world_from_cam, grid, LIGHT)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # NumPy works outside the interpreter lock
+    with ThreadPoolExecutor(max_workers=num_threads()) as pool:  # NumPy works outside the interpreter lock
         return list(pool.map(render, viewpoints))
 
 
 def _assemble(
     name: str,
     viewpoints: dict[str, list[Viewpoint]],
-    rendered: dict[str, list[RenderedView]],
+    rendered: dict[str, list[RayCastView]],
     grid: PinholeGrid,
     seed: int,
 ) -> tuple[SceneData, SyntheticTruth]:
@@ -131,7 +131,7 @@ def _assemble(
         near=NEAR,
         far=FAR,
         object_names=demo_scene.OBJECT_NAMES,
-        held_out=_held_out(viewpoints, rendered, cameras["train"], objects[0]),
+        held_out=_held_out(viewpoints, rendered, cameras["train"], objects[0], intrinsics),
         truth=_truth(objects, rendered["train"]),
     )
     return scene, SyntheticTruth(cameras["train"], world_from_obj, depths, objects[0].true_scale, cameras)
@@ -139,9 +139,10 @@ def _assemble(
 
 def _held_out(
     viewpoints: dict[str, list[Viewpoint]],
-    rendered: dict[str, list[RenderedView]],
+    rendered: dict[str, list[RayCastView]],
     world_from_cam: Float[Tensor, "t 4 4"],
     background: ObjectReconstruction,
+    intrinsics: Float[Tensor, "3 3"],
 ) -> dict[str, tuple[HeldOutView, ...]]:
     background_from_world = align_cameras(
         world_from_cam, invert_rigid(background.cam_from_obj), 1 / background.true_scale
@@ -158,13 +159,14 @@ def _held_out(
                 image=torch.from_numpy(view.image),
                 object_ids=torch.from_numpy(view.object_ids),
                 depth=torch.from_numpy(view.depth),
+                intrinsics=intrinsics,
             )
             for i, (viewpoint, view) in enumerate(zip(viewpoints[split], rendered[split], strict=True))
         )
     return held_out
 
 
-def _truth(objects: tuple[ObjectReconstruction, ...], rendered: list[RenderedView]) -> SceneTruth:
+def _truth(objects: tuple[ObjectReconstruction, ...], rendered: list[RayCastView]) -> SceneTruth:
     true_scales = torch.tensor([obj.true_scale for obj in objects], dtype=torch.float64)
     layer_depths = torch.from_numpy(np.stack([view.layer_depths for view in rendered]))
     return SceneTruth(true_scales / true_scales[0], layer_depths / true_scales.float()[:, None, None])

@@ -221,7 +221,7 @@ def _first_root(a, b, c) -> Float[np.ndarray, "n"]:
 
 
 @dataclass(frozen=True)
-class RenderedView:
+class RayCastView:
     """One view of several objects. Depths are z-depths, inf where an object does not cover the pixel."""
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -255,14 +255,14 @@ class PinholeGrid:
         return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
 
 
-def render_view(
+def cast_view(
     objects: Sequence[Sequence[Solid]],
     world_from_obj: Float[np.ndarray, "k 4 4"],
     world_from_cam: Float[np.ndarray, "4 4"],
     grid: PinholeGrid,
     light: Float[np.ndarray, "3"],
     samples: int = 2,
-) -> RenderedView:
+) -> RayCastView:
     """Colours averaged over samples x samples rays a pixel; ids and depths of the rays through pixel centres.
 
     `light` is the world direction towards a soft light; nothing casts a shadow, so that an object looks the same
@@ -275,7 +275,7 @@ def render_view(
     colours = _shade_rays(objects, world_from_obj, obj_from_cam, grid.directions(samples), light)
     averaged = colours.reshape(grid.height, samples, grid.width, samples, 3).mean(axis=(1, 3))
     layers = layers.reshape(len(objects), grid.height, grid.width)
-    return RenderedView(
+    return RayCastView(
         image=np.rint(255 * np.clip(averaged, 0, 1)).astype(np.uint8),
         object_ids=layers.argmin(axis=0).astype(np.uint8),
         layer_depths=layers,
