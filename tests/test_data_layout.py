@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from osn_gs.data.held_out import align_cameras
 from osn_gs.data.osn_layout import load_scene
 from osn_gs.data.pinhole import project, unproject
+from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import DatasetError
 from osn_gs.geometry.alignment import Similarity
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, rigid_matrix, transform_points
@@ -123,6 +124,15 @@ def test_cameras_on_a_straight_path_are_placed_by_their_orientations(normal):
     background_from_cam = rigid_matrix(true.rotation @ world_from_cam[:, :3, :3], true.apply(path))
     for found, expected in zip(align_cameras(world_from_cam, background_from_cam), true, strict=True):
         assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_every_held_out_view_has_a_lens_of_its_own(folder):
+    edit_transforms(folder, lambda c: c.update(camera_angle_x=2 * np.arctan(32 / 100)), "transforms_stereo.json")
+    held_out = load_scene(folder).held_out
+    assert_close(held_out["stereo"][0].intrinsics.diagonal(), torch.tensor([100.0, 100, 1]))
+    assert held_out["test"][0].intrinsics[0, 0] < 90
+    with pytest.raises(TypeError, match="intrinsics"):
+        HeldOutView("view", 0, torch.eye(4), held_out["test"][0].image)
 
 
 def test_released_folders_count_pixels_from_their_centres(folder):

@@ -97,8 +97,7 @@ def _write_held_out(
             world_from_cam = truth.held_out_cameras[split][i]
         number = _training_view(world_from_cam, training_cameras, otherwise=scene.num_frames + i)
         frames.append(_frame(world_from_cam, number, view.time_step, scene.num_frames, truth))
-    intrinsics = scene.intrinsics if views[0].intrinsics is None else views[0].intrinsics
-    model = _camera_model(intrinsics, *views[0].image.shape[:2], truth is not None)
+    model = _camera_model(views[0].intrinsics, *views[0].image.shape[:2], truth is not None)
     write_json_atomic(folder / f"transforms_{split}.json", {**model, "frames": frames})
     _write_images(folder / f"images_{split}", [view.image for view in views])
     if all(view.object_ids is not None for view in views):

@@ -40,7 +40,7 @@ class HeldOutView:
     image: UInt8[Tensor, "h w 3"]
     object_ids: UInt8[Tensor, "h w"] | None = None
     depth: Float[Tensor, "h w"] | None = None
-    intrinsics: Float[Tensor, "3 3"] | None = None
+    intrinsics: Float[Tensor, "3 3"] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
