@@ -49,6 +49,11 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path):
         ("schedule: 3", "schedule: expected ScheduleConfig, got 3"),
         ("- 1", "expected a mapping of options at the top level, got list"),
         ("a: [", "not valid YAML"),
+        ("near: 9", "near and far: expected 0 < near < far, got 9 and 8"),
+        ("checkpoint_every: 0", "checkpoint_every: expected at least 1, got 0"),
+        ("losses: {configurations_per_step: 0}", "configurations_per_step: expected at least 1, got 0"),
+        ("gaussians: {sh_degree: 5}", "gaussians.sh_degree: expected one of 0, 1, 2, 3, got 5"),
+        ("evaluate_configurations: 500", "raise object_scales.samples too"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, expected: str):

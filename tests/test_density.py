@@ -45,7 +45,7 @@ def take_steps(control: DensityControl, first: int, last: int) -> None:
             sh_degree=1,
         )
         control.before_backward(step, info)
-        ((colors - 1).abs().mean() + control.regularization(extent=2.0)).backward()
+        ((colors - 1).abs().mean() + control.regularization()).backward()
         for optimizer in control.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

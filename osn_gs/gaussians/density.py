@@ -14,6 +14,7 @@ from gsplat.strategy import ops as strategy_ops
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from osn_gs.errors import ConfigError
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 
 
@@ -33,17 +34,24 @@ class DensityConfig:
     """DefaultStrategy: steps between opacity resets (3DGS: 3000); 0 for never. Masks already keep the air empty, and
     layers that have just been reset say nothing of depth order."""
     grow_grad2d: float = 0.0004
-    """DefaultStrategy: image-plane gradient above which a Gaussian is cloned or split."""
+    """DefaultStrategy: image-plane gradient above which a Gaussian is cloned or split; gsplat: 0.0002."""
     prune_opacity: float = 0.02
-    """Opacity below which a Gaussian is removed or relocated."""
+    """Opacity below which a Gaussian is removed or relocated; gsplat: 0.005."""
     max_gaussians: int = 40_000
-    """Over all objects; an object's share follows its share of mask pixels."""
+    """Over all objects; an object's share follows its share of mask pixels. DefaultStrategy stops growing an object
+    once it has its share, which its last refinement may overshoot."""
     noise_lr: float = 5e5
     """MCMCStrategy: noise on the means, in units of their learning rate."""
     opacity_weight: float = 0.01
     """MCMCStrategy: weight of the mean opacity in the loss."""
     scale_weight: float = 0.01
     """MCMCStrategy: weight of the mean Gaussian size, in units of the object's extent, in the loss."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.max_gaussians < 1:
+            raise ConfigError(
+                f"density: expected every and max_gaussians of at least 1, got {self.every} and {self.max_gaussians}."
+            )
 
 
 class DensityControl:
@@ -65,6 +73,7 @@ class DensityControl:
         self.gaussians = gaussians
         self.optimizers = optimizers
         self.config = config
+        self.extent = extent
         self.max_gaussians = max_gaussians
         if config.strategy == "default":
             self.strategy = DefaultStrategy(
@@ -73,7 +82,8 @@ class DensityControl:
                 refine_start_iter=config.start_step,
                 refine_stop_iter=stop_step,
                 refine_every=config.every,
-                reset_every=stop_step + 1,  # gsplat 1.5.3 never resets; `after_backward` does
+                # gsplat 1.5.3 never resets, `after_backward` does; past this step it also prunes what is too large
+                reset_every=config.reset_every or stop_step,
             )
             self.state: dict[str, Any] = self.strategy.initialize_state(scene_scale=extent)
         else:
@@ -110,12 +120,12 @@ class DensityControl:
         if reset_every and 0 < step < self.strategy.refine_stop_iter and step % reset_every == 0:
             strategy_ops.reset_opa(params, self.optimizers, self.state, value=2 * self.config.prune_opacity)
 
-    def regularization(self, extent: float) -> Float[Tensor, ""]:
+    def regularization(self) -> Float[Tensor, ""]:
         """MCMC's pull towards few, small Gaussians (Kheradmand et al. 2024, equation 13); 0 for DefaultStrategy."""
         if isinstance(self.strategy, DefaultStrategy):
             return self.gaussians.means.new_zeros(())
         opacity = self.config.opacity_weight * self.gaussians.opacities.mean()
-        return opacity + self.config.scale_weight * self.gaussians.scales.mean() / extent
+        return opacity + self.config.scale_weight * self.gaussians.scales.mean() / self.extent
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The running state that a resumed run needs."""

@@ -21,6 +21,10 @@ def run_tool(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except OsnGsError as error:
         errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
         return EXIT_BAD_INPUT
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"[bold red]error:[/] {escape(where)}{error.strerror or error}; check the path, rights and space.")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         errors.print("interrupted")
         return EXIT_INTERRUPTED

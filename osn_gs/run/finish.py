@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from osn_gs.data.scene_data import SceneData
 from osn_gs.export.configurations import (
@@ -19,11 +16,11 @@ from osn_gs.export.configurations import (
     ObjectInterval,
     export_configuration,
     scene_frames,
+    spread_over_frames,
     write_configurations,
 )
 from osn_gs.files import write_json_atomic
 from osn_gs.object_scales.contact import contact_configuration
-from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.object_scales.sampling import farthest_point_subset
 from osn_gs.object_scales.valid_bounds import valid_bounds
 from osn_gs.run.folder import RunFolder
@@ -41,56 +38,31 @@ PLOTTED_SAMPLES = 1024
 def finish_run(
     optimizer: JointOptimizer, data: SceneData, config: TrainConfig, folder: RunFolder, console: Console
 ) -> None:
-    """Sample configurations, measure, export and draw; then say what came of it and what to do next."""
-    scene = optimizer.scene
-    oracle = optimizer.oracle()
-    threshold = optimizer.label_rule().accuracy_threshold(oracle, optimizer.generator)
-    configurations = draw_configurations(optimizer, oracle, threshold, config.object_scales.samples)
+    """Sample configurations, export, draw and measure; then say what came of it and what to do next."""
+    scene, oracle, threshold = optimizer.scene, optimizer.current_oracle(), optimizer.accuracy_threshold()
+    configurations = draw_configurations(optimizer, config.object_scales.samples)
     write_configurations(folder.configurations, configurations)
-    object_scales = torch.tensor([sample.object_scales for sample in configurations.configurations])
-    with Progress(console=console, transient=True) as progress:
-        views = data.num_frames + sum(len(split) for split in data.held_out.values())
-        task = progress.add_task("scoring views", total=views)
-        pictures = picture_statistics(
-            scene,
-            data,
-            object_scales[0],
-            object_scales[1 : 1 + config.evaluate_configurations],
-            on_view=lambda: progress.advance(task),
-        )
-    truth = truth_report(
-        data, optimizer.network, oracle, optimizer.label_rule(), object_scales[0].double(), optimizer.generator
-    )
-    statistics: dict[str, Any] = {
-        "scene": data.name,
-        "num_objects": data.num_objects,
-        "num_gaussians": [len(group.gaussians) for group in scene.objects],
-        "learned_set": asdict(optimizer.rounds[-1].learned_set) if optimizer.rounds else None,
-        "truth": None if truth is None else asdict(truth),
-        "pictures": pictures,
-    }
-    write_json_atomic(folder.final_stats, statistics)
     export_configurations(scene, configurations, config.export, folder)
     write_previews(
         folder.preview,
         scene,
         data,
         configurations,
-        optimizer.sample_valid_scales(PLOTTED_SAMPLES, oracle, threshold),
+        optimizer.sample_valid_scales(PLOTTED_SAMPLES, threshold),
         oracle,
         threshold,
         optimizer.generator,
     )
+    statistics = final_statistics(optimizer, data, configurations, config.evaluate_configurations, console)
+    write_json_atomic(folder.final_stats, statistics)
     print_summary(console, data, configurations, statistics, folder)
 
 
-def draw_configurations(
-    optimizer: JointOptimizer, oracle: ScaleOracle, threshold: float, count: int
-) -> ConfigurationSet:
-    """The contact configuration and `count` vectors spread over the learned set, far apart ones first."""
+def draw_configurations(optimizer: JointOptimizer, count: int) -> ConfigurationSet:
+    """The contact configuration and `count` draws spread evenly over the learned set."""
+    oracle, threshold = optimizer.current_oracle(), optimizer.accuracy_threshold()
     contact = contact_configuration(oracle, threshold, optimizer.generator)
-    samples = optimizer.sample_valid_scales(count, oracle, threshold)
-    samples = samples[farthest_point_subset(samples, count)]
+    samples = optimizer.sample_valid_scales(count, threshold)
     vectors = torch.cat([contact[None].to(samples), samples])
     scores = optimizer.network(vectors).tolist()
     accuracies = oracle.accuracy(vectors).tolist()
@@ -99,10 +71,7 @@ def draw_configurations(
     object_names = optimizer.scene.object_names
     return ConfigurationSet(
         object_names=object_names,
-        intervals=tuple(
-            ObjectInterval(object_names[bound.object], bound.lo, bound.hi, bound.lo_bounded_by, bound.hi_bounded_by)
-            for bound in bounds
-        ),
+        intervals=tuple(ObjectInterval.from_bounds(bound, object_names) for bound in bounds),
         configurations=tuple(
             Configuration(name, tuple(vector), score, accuracy)
             for name, vector, score, accuracy in zip(names, vectors.tolist(), scores, accuracies, strict=True)
@@ -113,21 +82,41 @@ def draw_configurations(
 def export_configurations(
     scene: Scene, configurations: ConfigurationSet, config: ExportConfig, folder: RunFolder
 ) -> None:
-    """Write the contact configuration and the first sampled ones as .ply files with manifests."""
-    times = _evenly_spread(scene.num_frames, config.frames)
-    for configuration in configurations.configurations[: 1 + config.configurations]:
-        frames = scene_frames(scene, _scales_on(scene, configuration), times)
+    """Write the contact configuration, and samples far from each other, as .ply files with manifests."""
+    contact, *samples = configurations.configurations
+    far_apart = farthest_point_subset(torch.tensor([sample.object_scales for sample in samples]), config.configurations)
+    times = spread_over_frames(scene.num_frames, config.frames)
+    for configuration in (contact, *(samples[index] for index in far_apart.tolist()[: config.configurations])):
+        frames = scene_frames(scene, configuration.scales_like(scene.intrinsics), times)
         export_configuration(folder.export / configuration.name, configuration, scene.object_names, frames)
 
 
-def _scales_on(scene: Scene, configuration: Configuration) -> Float[Tensor, "k"]:
-    return torch.tensor(configuration.object_scales).to(scene.intrinsics)
-
-
-def _evenly_spread(num_frames: int, count: int) -> list[int]:
-    """`count` time steps from first to last; every one for 0."""
-    if count == 0 or count >= num_frames:
-        return list(range(num_frames))
-    if count == 1:
-        return [0]
-    return [math.floor(i * (num_frames - 1) / (count - 1)) for i in range(count)]
+def final_statistics(
+    optimizer: JointOptimizer, data: SceneData, configurations: ConfigurationSet, num_samples: int, console: Console
+) -> dict[str, Any]:
+    """All that goes into stats/final.json."""
+    scene = optimizer.scene
+    object_scales = torch.tensor([configuration.object_scales for configuration in configurations.configurations])
+    contact, samples = object_scales[0], object_scales[1 : 1 + num_samples]
+    with Progress(console=console, transient=True) as progress:
+        views = data.num_frames + sum(len(split) for split in data.held_out.values())
+        task = progress.add_task("scoring views", total=views)
+        pictures = picture_statistics(scene, data, contact, samples, on_view=lambda: progress.advance(task))
+    truth = truth_report(
+        data,
+        optimizer.network,
+        optimizer.current_oracle(),
+        optimizer.label_rule(),
+        optimizer.accuracy_threshold(),
+        contact.double(),
+        optimizer.generator,
+    )
+    return {
+        "scene": data.name,
+        "num_objects": data.num_objects,
+        "num_gaussians": [len(group.gaussians) for group in scene.objects],
+        "num_configurations": len(samples),
+        "learned_set": asdict(optimizer.rounds[-1].learned_set) if optimizer.rounds else None,
+        "truth": None if truth is None else asdict(truth),
+        "pictures": pictures,
+    }

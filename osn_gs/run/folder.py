@@ -45,4 +45,4 @@ class RunFolder:
     @property
     def demo_scene(self) -> Path:
         """The built-in scene, where the run is on it."""
-        return self.root / "scene"
+        return self.root / "demo"

@@ -27,7 +27,8 @@ class TruthReport:
     """A synthetic scene's true object scales against what was learned.
 
     `true_score` is the network's score of the true scales, `true_oracle_accuracy` their pixel accuracy on the
-    reconstructed layers and `accuracy_threshold` the one from which on a vector counts as valid there.
+    reconstructed layers (None where they lie outside the initial ranges) and `accuracy_threshold` the one from which
+    on a vector counts as valid there.
     `contact_error` is |contact scale / true scale - 1| per object. `true_depth_set` compares the learned set with
     the oracle on true depth, where the scene has it.
     """
@@ -35,7 +36,7 @@ class TruthReport:
     object_scales: tuple[float, ...]
     true_score: float
     true_in_learned_set: bool
-    true_oracle_accuracy: float
+    true_oracle_accuracy: float | None
     accuracy_threshold: float
     contact_error: tuple[float, ...]
     true_depth_set: SetReport | None
@@ -47,6 +48,7 @@ def truth_report(
     network: ObjectScaleNetwork,
     oracle: ScaleOracle,
     rule: LabelRule,
+    accuracy_threshold: float,
     contact: Float[Tensor, "k"],
     generator: torch.Generator,
 ) -> TruthReport | None:
@@ -54,17 +56,18 @@ def truth_report(
     if data.truth is None:
         return None
     true_scales = data.truth.object_scales.double()
-    score = float(network(true_scales[None]))
+    lo, hi = data.scale_ranges.double().unbind(-1)
+    in_ranges = bool(((true_scales >= lo) & (true_scales <= hi)).all())
     true_depth_set = None
     if data.truth.layer_depths is not None:
         true_oracle = ScaleOracle.from_frames(data.object_ids, data.truth.layer_depths, data.scale_ranges)
         true_depth_set = report_set(network, true_oracle, rule.accuracy_threshold(true_oracle, generator), generator)
     return TruthReport(
         object_scales=tuple(true_scales.tolist()),
-        true_score=score,
-        true_in_learned_set=bool(network.is_valid(true_scales[None])),
-        true_oracle_accuracy=float(oracle.accuracy(true_scales[None])),
-        accuracy_threshold=rule.accuracy_threshold(oracle, generator),
+        true_score=float(network(true_scales[None])),
+        true_in_learned_set=in_ranges and bool(network.is_valid(true_scales[None])),
+        true_oracle_accuracy=float(oracle.accuracy(true_scales[None])) if in_ranges else None,
+        accuracy_threshold=accuracy_threshold,
         contact_error=tuple((contact / true_scales - 1).abs().tolist()),
         true_depth_set=true_depth_set,
     )
@@ -98,6 +101,13 @@ def picture_statistics(
 def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
     """The training frames as views to be scored."""
     return tuple(
-        HeldOutView(f"train {t}", t, scene.cam_from_world(t), data.images[t], data.object_ids[t])
+        HeldOutView(
+            name=f"train {t}",
+            time_step=t,
+            cam_from_background=scene.cam_from_world(t),
+            intrinsics=data.intrinsics,
+            image=data.images[t],
+            object_ids=data.object_ids[t],
+        )
         for t in range(data.num_frames)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from osn_gs.data.scene_data import SceneData
@@ -31,10 +32,13 @@ def print_summary(
         console.print("No object is seen to occlude another: the set is bounded by near/far alone.")
     for line in _set_lines(statistics):
         console.print(line)
+    run = escape(str(folder.root))
     console.print(
-        f"\nLook at  {folder.preview}/configurations.png and valid_set.png\n"
-        f"Take     {folder.export}/contact/frame_0000.ply into any splat viewer or editor\n"
-        f"Read     {folder.configurations} and {folder.final_stats}",
+        f"\nLook at  {run}/preview/configurations.png and valid_set.png\n"
+        f"Take     {run}/export/contact/frame_0000.ply into any splat viewer or editor\n"
+        f"Read     {run}/configurations.json and stats/final.json\n"
+        f"Try      python tools/train.py --data SCENE    for a scene folder of your own (see the README)\n"
+        f"         python tools/train.py --help          for every option",
         highlight=False,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from types import FrameType
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from osn_gs.config import config_to_yaml, load_config, parse_config
 from osn_gs.data.demo import write_demo_scene
@@ -23,7 +26,7 @@ from osn_gs.run.command import EXIT_INTERRUPTED
 from osn_gs.run.finish import finish_run
 from osn_gs.run.folder import RunFolder
 from osn_gs.run.progress import TrainingProgress
-from osn_gs.training.checkpoints import latest_checkpoint, restore, save_checkpoint
+from osn_gs.training.checkpoints import checkpoint_folders, latest_checkpoint, restore, save_checkpoint
 from osn_gs.training.config import TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport
 from osn_gs.training.start import initial_scene
@@ -45,7 +48,9 @@ def train_from_arguments(arguments: list[str], demo_config: Path) -> int:
         if config.data is None:
             config = parse_config(TrainConfig, ["--config", str(demo_config), *arguments], PROGRAM)
         folder = _new_run_folder(config)
-    console = Console()
+        if config.data is not None:
+            config = dataclasses.replace(config, data=config.data.resolve())  # to resume from another directory
+    console = Console(soft_wrap=True)
     return train(config, folder, console)
 
 
@@ -57,18 +62,25 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> int:
     device = _device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(1)  # the rasterizer has its own threads; torch's only wait for each other beside them
+    torch.manual_seed(config.seed)
     data = _load_data(config, folder, console)
-    generator = torch.default_generator.manual_seed(config.seed)
-    optimizer = JointOptimizer(initial_scene(data, config.gaussians).to(device), data, config, generator)
-    if config.resume:
+    optimizer = JointOptimizer(
+        initial_scene(data, config.gaussians, device), data, config, generator=torch.default_generator
+    )
+    if config.resume and checkpoint_folders(folder.checkpoints):
         restore(optimizer, latest_checkpoint(folder.checkpoints))
     else:
-        write_text_atomic(folder.config, config_to_yaml(config))
+        write_text_atomic(folder.config, config_to_yaml(dataclasses.replace(config, resume=False)))
     console.print(_headline(data, optimizer, device, folder))
+    go_on = f"Go on with: {PROGRAM} --run {escape(shlex.quote(str(folder.root)))} --resume"
     if not _take_steps(optimizer, config, folder, console):
-        console.print(f"Stopped and saved. Go on with: {PROGRAM} --run {folder.root} --resume")
+        console.print(f"Stopped and saved. {go_on}")
         return EXIT_INTERRUPTED
-    finish_run(optimizer, data, config, folder, console)
+    try:
+        finish_run(optimizer, data, config, folder, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped; training was done and is saved. {go_on}")
+        return EXIT_INTERRUPTED
     return 0
 
 
@@ -132,11 +144,8 @@ def _reopen(config: TrainConfig, arguments: list[str]) -> tuple[RunFolder, Train
     if config.run is not None:
         folder = RunFolder(config.run)
     else:
-        existing = []
-        for candidate in _named_run_folders(config):
-            if not candidate.root.exists():
-                break
-            existing.append(candidate)
+        candidates = itertools.takewhile(lambda candidate: candidate.root.exists(), _named_run_folders(config))
+        existing = [candidate for candidate in candidates if candidate.config.exists()]
         if not existing:
             raise ConfigError("nothing to resume: no run of this name under runs/; say which with --run FOLDER.")
         folder = existing[-1]
@@ -144,7 +153,12 @@ def _reopen(config: TrainConfig, arguments: list[str]) -> tuple[RunFolder, Train
         raise ConfigError(f"{folder.root}: no run to resume here (it has no config.yml); start one without --resume.")
     stored = load_config(TrainConfig, folder.config)
     asked = parse_config(TrainConfig, ["--config", str(folder.config), *arguments], PROGRAM)
-    asked = dataclasses.replace(asked, run=stored.run, resume=stored.resume)
+    asked = dataclasses.replace(
+        asked,
+        run=stored.run,
+        resume=stored.resume,
+        data=None if asked.data is None else asked.data.resolve(),
+    )
     differing = [name for name, value in asdict(stored).items() if asdict(asked)[name] != value]
     if differing:
         raise ConfigError(
@@ -164,17 +178,28 @@ def _device(name: str) -> torch.device:
 
 def _load_data(config: TrainConfig, folder: RunFolder, console: Console) -> SceneData:
     """The scene folder of the options, or the demo scene, made on first use inside the run folder."""
-    if config.data is not None:
-        return load_scene(config.data, config.preproc, config.poses, config.downscale, config.seed)
-    if not folder.demo_scene.exists():
-        with console.status("making the demo scene"):
-            write_demo_scene(folder.demo_scene)
-    return load_scene(folder.demo_scene, downscale=config.downscale, poses=config.poses)
+    scene_folder = config.data
+    if scene_folder is None:
+        scene_folder = folder.demo_scene
+        if not scene_folder.exists():
+            with console.status("making the demo scene"):
+                write_demo_scene(scene_folder)
+    return load_scene(
+        scene_folder,
+        config.preproc,
+        config.poses,
+        config.downscale,
+        config.seed,
+        config.near,
+        config.far,
+        config.pixel_center,
+    )
 
 
 def _headline(data: SceneData, optimizer: JointOptimizer, device: torch.device, folder: RunFolder) -> str:
+    objects = escape(", ".join(data.object_names))
     return (
-        f"[bold]{data.name}[/]: {data.num_objects} objects ({', '.join(data.object_names)}), {data.num_frames} frames "
+        f"[bold]{escape(data.name)}[/]: {data.num_objects} objects ({objects}), {data.num_frames} frames "
         f"of {data.width}x{data.height}, {optimizer.scene.num_gaussians} Gaussians to start with, on {device}; "
-        f"run folder {folder.root}"
+        f"run folder {escape(str(folder.root))}"
     )

@@ -57,8 +57,12 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def restore(optimizer: JointOptimizer, checkpoint: Path) -> None:
-    """Put a freshly made optimizer where the checkpoint was taken: its next step is the one that would have come."""
+    """Put a freshly made optimizer where the checkpoint was taken: its next step is the one that would have come.
+
+    Raises CheckpointError for a checkpoint of another scene.
+    """
     tensors, values = _read(checkpoint)
+    _check_same_scene(optimizer, values, checkpoint)
     for k, group in enumerate(optimizer.scene.objects):
         for name in ObjectGaussians.NAMES:
             adam = optimizer.optimizers[k][name]
@@ -82,6 +86,17 @@ def restore(optimizer: JointOptimizer, checkpoint: Path) -> None:
     optimizer.step_in_phase = values["step_in_phase"]
     optimizer.gaussian_step = values["gaussian_step"]
     optimizer.rounds = [RoundReport.from_dict(report) for report in values["rounds"]]
+
+
+def _check_same_scene(optimizer: JointOptimizer, values: dict[str, Any], checkpoint: Path) -> None:
+    scene = optimizer.scene
+    arrived = (list(scene.object_names), scene.width, scene.height)
+    expected = (values["object_names"], values["width"], values["height"])
+    if arrived != expected:
+        raise CheckpointError(
+            f"{checkpoint}: made of {', '.join(expected[0])} at {expected[1]}x{expected[2]}, but the scene folder now "
+            f"holds {', '.join(arrived[0])} at {arrived[1]}x{arrived[2]}; put the scene back, or start a new run."
+        )
 
 
 def load_trained(checkpoint: Path) -> tuple[Scene, ObjectScaleNetwork]:

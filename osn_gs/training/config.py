@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from osn_gs.errors import ConfigError
 from osn_gs.gaussians.density import DensityConfig
 
 
@@ -28,6 +29,10 @@ class ScheduleConfig:
     final_steps: int = 3000
     """Scene steps after the last round."""
 
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "rounds", "network_steps", "scene_steps", "final_steps")
+        _at_least(self, 1, "bootstrap_steps")
+
     @property
     def gaussian_steps(self) -> int:
         """All steps that move Gaussians."""
@@ -36,22 +41,29 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class GaussiansConfig:
-    """Start and learning rates of the Gaussians. Rates are those of 3DGS unless said otherwise."""
+    """Start and learning rates of the Gaussians; shorter runs than 3DGS's want larger rates."""
 
-    sh_degree: int = 1
-    """Degree of the spherical harmonics, 0 to 3. A short video shows few directions: 1 is plenty."""
+    sh_degree: Literal[0, 1, 2, 3] = 1
+    """Degree of the spherical harmonics. A short video shows few directions: 1 is plenty."""
     start_cell: float = 2.0
     """Sparse points closer than this many pixels, at their median distance, start as one Gaussian."""
     means_lr: float = 3.2e-4
-    """Per unit of the object's extent (median camera distance); twice 3DGS's, for a tenth of its steps."""
+    """Means, per unit of the object's extent (median camera distance); 3DGS: 1.6e-4."""
     means_lr_end: float = 0.02
-    """Means' rate at the last step, as a share of the first."""
+    """Means' rate at the last step, as a share of the first; 3DGS: 0.01."""
     scales_lr: float = 5e-3
+    """Log sizes; as 3DGS."""
     quats_lr: float = 1e-3
+    """Rotations; as 3DGS."""
     opacities_lr: float = 5e-2
+    """Opacity logits; as 3DGS."""
     sh0_lr: float = 5e-3
-    """Twice 3DGS's, for a tenth of its steps."""
+    """Colours; 3DGS: 2.5e-3."""
     shN_lr: float = 2.5e-4
+    """View-dependent colours; 3DGS: 1.25e-4."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "start_cell")
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,14 @@ class LossConfig:
     planarity: float = 0.1
     """Bending of surfaces where the image shows no edge."""
     object_ids: float = 0.05
-    """Cross entropy of the object weights; the released code has 0.01 with summed, not averaged, weights."""
+    """Cross entropy of the layers' opacities with the masks, and of the composited object weights. Released code: 0.01
+    on the composited weights alone."""
     configurations_per_step: int = 2
     """Scale vectors composited from one set of layers in a scene step (METHOD 2.1)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "ssim", "depth", "planarity", "object_ids")
+        _at_least(self, 1, "configurations_per_step")
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,12 @@ class ObjectScalesConfig:
     """Share of vectors the paper takes when none is above `accuracy` (0.005 to 0.05 by scene)."""
     learning_rate: float = 1e-3
     """Adam on the network, constant as in the released code."""
-    samples: int = 64
+    samples: int = 100
     """Configurations drawn into configurations.json."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "tolerance", "top_k", "learning_rate")
+        _at_least(self, 1, "samples")
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,9 @@ class ExportConfig:
     """Sampled configurations exported as .ply, beside the contact configuration."""
     frames: int = 3
     """Times of each exported configuration, evenly spread; 0 for every frame."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "configurations", "frames")
 
 
 @dataclass(frozen=True)
@@ -115,18 +139,43 @@ class TrainConfig:
     """Poses from a PREPROC folder, or a synthetic set's own with an arbitrary gauge per object."""
     downscale: int = 1
     """Train on images this many times smaller."""
+    near: float = 1.0
+    """Nearest depth of the scene, in the background's units after it was scaled to end before `far`."""
+    far: float = 8.0
+    """Farthest depth of the scene. Near and far bound what no occlusion bounds."""
+    pixel_center: float | None = None
+    """Where the first pixel's centre lies in the files' own coordinates: 0 in folders of the released code, 0.5 for
+    images taken at their word; by default what the folder says."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a GPU."""
     seed: int = 0
+    """Of every random draw."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
     checkpoint_every: int = 500
     """Gaussian steps between checkpoints."""
-    evaluate_configurations: int = 8
-    """Sampled configurations that held-out views are rendered from at the end."""
+    evaluate_configurations: int = 10
+    """Sampled configurations that held-out views are scored under at the end; at most object_scales.samples."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
     density: DensityConfig = field(default_factory=DensityConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     object_scales: ObjectScalesConfig = field(default_factory=ObjectScalesConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "downscale", "checkpoint_every", "evaluate_configurations")
+        if not 0 < self.near < self.far:
+            raise ConfigError(f"near and far: expected 0 < near < far, got {self.near:g} and {self.far:g}.")
+        if self.evaluate_configurations > self.object_scales.samples:
+            raise ConfigError(
+                f"evaluate_configurations: {self.evaluate_configurations} asked for, but only "
+                f"{self.object_scales.samples} are drawn; raise object_scales.samples too."
+            )
+
+
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ConfigError(f"{name}: expected at least {least:g}, got {value:g}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.data.scene_data import SceneData, SparsePoints
+from osn_gs.errors import OsnGsError
 from osn_gs.gaussians.density import DensityControl
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.image_similarity import psnr
 from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
 from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
 from osn_gs.object_scales.nested_sets import sample_valid
@@ -81,8 +82,8 @@ def phases(config: TrainConfig) -> list[Phase]:
 class JointOptimizer:
     """Everything a run changes: the scene, the network, their optimizers, the random state and the position.
 
-    `generator` drives every draw of ours; gsplat's strategies draw from torch's default generator, so hand in
-    that one (seeded) to have a run that repeats.
+    `generator` is on the CPU and drives every draw of ours; gsplat's strategies draw from torch's default generator
+    of the device, so hand in torch's own CPU one, seeded, to have a run that repeats bit for bit on the CPU.
     """
 
     def __init__(self, scene: Scene, data: SceneData, config: TrainConfig, generator: torch.Generator) -> None:
@@ -117,6 +118,7 @@ class JointOptimizer:
         self.network_optimizer = torch.optim.Adam(self.network.parameters(), lr=config.object_scales.learning_rate)
         self.valid_scales: Float[Tensor, "p k"] = torch.ones(1, scene.num_objects)
         self.rounds: list[RoundReport] = []
+        self.oracle: ScaleOracle | None = None
         self._extents_on_device = torch.tensor(self.extents, device=self.device)
         self._images = data.images.to(self.device)
         self._object_ids = data.object_ids.to(self.device)
@@ -154,9 +156,14 @@ class JointOptimizer:
         layers = render_layers(self.scene, t)
         loss, picture = self._loss(kind, layers, t)
         for k, info in enumerate(layers.infos):
-            loss = loss + self.density[k].regularization(self.extents[k])
+            loss = loss + self.density[k].regularization()
             if info is not None:
                 self.density[k].before_backward(self.gaussian_step, info)
+        if not torch.isfinite(loss):
+            raise OsnGsError(
+                f"training diverged: the loss of step {self.gaussian_step} is {loss.item()}; "
+                "start again with smaller learning rates."
+            )
         loss.backward()
         self.gaussian_step += 1
         for k, info in enumerate(layers.infos):
@@ -165,8 +172,7 @@ class JointOptimizer:
                 optimizer.zero_grad(set_to_none=True)
             if info is not None:
                 self.density[k].after_backward(self.gaussian_step, info)
-        error = (picture.detach() - self._image(t)).square().mean()
-        return StepReport(kind, loss.item(), -10 * math.log10(error.item()))
+        return StepReport(kind, loss.item(), psnr(picture.detach(), self._image(t)).item())
 
     def _loss(self, kind: PhaseKind, layers: ObjectLayers, t: int) -> tuple[Float[Tensor, ""], Float[Tensor, "h w 3"]]:
         """The loss of one frame and the picture its colour term was taken on."""
@@ -200,25 +206,33 @@ class JointOptimizer:
 
     def network_round(self, phase: Phase) -> RoundReport:
         """Label scale vectors on the layers as they are now and fit the network to the labels."""
-        oracle = self.oracle()
-        threshold = self.label_rule().accuracy_threshold(oracle, self.generator)
-        fit = fit_to_oracle(self.network, self.network_optimizer, oracle, threshold, phase.steps, self.generator)
-        self.valid_scales = self.sample_valid_scales(POOL_SIZE, oracle, threshold)
+        self.oracle = oracle_of_scene(self.scene, self.data.object_ids)
+        threshold = self.label_rule().accuracy_threshold(self.oracle, self.generator)
+        fit = fit_to_oracle(self.network, self.network_optimizer, self.oracle, threshold, phase.steps, self.generator)
+        self.valid_scales = self.sample_valid_scales(POOL_SIZE, threshold)
         report = RoundReport(
             round=phase.round,
             gaussian_step=self.gaussian_step,
             network_loss=fit.losses[-1],
-            learned_set=report_set(self.network, oracle, threshold, self.generator),
+            learned_set=report_set(self.network, self.oracle, threshold, self.generator),
         )
         self.rounds.append(report)
         return report
 
-    def oracle(self) -> ScaleOracle:
-        """The depth-order constraints of the layers as they are now."""
-        return oracle_of_scene(self.scene, self.data.object_ids)
+    def current_oracle(self) -> ScaleOracle:
+        """The depth-order constraints the last round was taught; tabulated anew after a resume."""
+        if self.oracle is None:
+            self.oracle = oracle_of_scene(self.scene, self.data.object_ids)
+        return self.oracle
+
+    def accuracy_threshold(self) -> float:
+        """The pixel accuracy from which on the last round called a vector valid."""
+        if self.rounds:
+            return self.rounds[-1].learned_set.accuracy_threshold
+        return self.label_rule().accuracy_threshold(self.current_oracle(), self.generator)
 
     @torch.no_grad()
-    def sample_valid_scales(self, count: int, oracle: ScaleOracle, threshold: float) -> Float[Tensor, "n k"]:
+    def sample_valid_scales(self, count: int, threshold: float) -> Float[Tensor, "n k"]:
         """Scale vectors spread over the learned set (score above 0.5).
 
         A network that has not yet found the set may call nothing valid; the oracle's own set (accuracy of at least
@@ -227,7 +241,8 @@ class JointOptimizer:
         try:
             return sample_valid(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
         except StarvedError:
-            return sample_valid(oracle.accuracy, threshold, self.data.scale_ranges, count, self.generator)
+            accuracy = self.current_oracle().accuracy
+            return sample_valid(accuracy, threshold, self.data.scale_ranges, count, self.generator)
 
     def label_rule(self) -> LabelRule:
         """The rule that calls a scale vector valid, from the configuration."""

@@ -34,7 +34,8 @@ def layer_mask_loss(alphas: Float[Tensor, "k h w"], object_ids: Int[Tensor, "h w
     """Binary cross entropy of the layers' opacities, as far as a mask decides them.
 
     An object is opaque where the mask shows it, and a mover is transparent where the mask shows the background.
-    Where another mover is shown it may be hidden, so nothing is asked there. Mean over pixels, summed over objects.
+    Where another mover is shown it may be hidden, so nothing is asked there. Parts of a mover that only ever pass
+    behind static things in front are asked away with the rest. Mean over pixels, summed over objects.
     """
     alphas = alphas.clamp(EPS, 1 - EPS)
     shown = torch.nn.functional.one_hot(object_ids.long(), len(alphas)).movedim(-1, 0).to(alphas)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from osn_gs.data.pinhole import unproject
 from osn_gs.data.scene_data import SceneData
 from osn_gs.errors import DatasetError
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
@@ -16,8 +17,8 @@ from osn_gs.training.config import GaussiansConfig
 MIN_START_POINTS = 16  # fewer say nothing of a surface; a neighbour distance needs four
 
 
-def initial_scene(data: SceneData, config: GaussiansConfig) -> Scene:
-    """One group of Gaussians per object, on its sparse points.
+def initial_scene(data: SceneData, config: GaussiansConfig, device: torch.device | str = "cpu") -> Scene:
+    """One group of Gaussians per object, on its sparse points, with everything on `device`.
 
     Raises DatasetError for an object with too few points.
     """
@@ -31,11 +32,12 @@ def initial_scene(data: SceneData, config: GaussiansConfig) -> Scene:
                 f"object {k} ({name}): {len(points)} distinct sparse points, at least {MIN_START_POINTS} are needed "
                 "to start its Gaussians; prepare the scene with more tracks on it."
             )
-        gaussians = ObjectGaussians.from_points(points, colors, config.sh_degree)
+        gaussians = ObjectGaussians.from_points(points.to(device), colors.to(device), config.sh_degree)
         groups.append(ObjectGroup(name, gaussians, data.cam_from_obj[k].float(), data.visible[k]))
-    return Scene(
+    scene = Scene(
         groups, data.intrinsics.float(), data.width, data.height, data.scale_ranges.float(), data.near, data.far
     )
+    return scene.to(device)
 
 
 def object_extent(data: SceneData, k: int) -> float:
@@ -50,8 +52,7 @@ def _canonical_points(data: SceneData, k: int) -> tuple[Float[Tensor, "n 3"], Fl
     """Sparse observations of object k taken to its canonical frame, with the colours of their pixels in [0, 1]."""
     sparse = data.sparse_points[k]
     frames, pixels = sparse.frames, sparse.pixels
-    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)
-    in_camera = homogeneous @ torch.linalg.inv(data.intrinsics.to(pixels)).T * sparse.depths[:, None]
+    in_camera = unproject(pixels, sparse.depths, data.intrinsics.to(pixels))
     obj_from_cam = invert_rigid(data.cam_from_obj[k].to(pixels))[frames]
     points = (obj_from_cam[:, :3, :3] @ in_camera[:, :, None]).squeeze(-1) + obj_from_cam[:, :3, 3]
     columns, rows = pixels.floor().long().unbind(-1)
