@@ -93,19 +93,25 @@ def color_ids(object_ids: Int[Tensor, "h w"]) -> UInt8[Tensor, "h w 3"]:
 def image_grid(
     rows: Sequence[Sequence[UInt8[Tensor, "h w 3"]]], captions: Sequence[Sequence[str]] | None = None
 ) -> UInt8[Tensor, "grid_h grid_w 3"]:
-    """Images of one size in rows on white, each under its caption; shorter rows are filled with white."""
-    height, width, _ = rows[0][0].shape
-    num_columns = max(len(row) for row in rows)
-    blank = torch.full((height, width, 3), 255, dtype=torch.uint8)
+    """Rows of images on white, each image under its caption; the images of a row have one size.
+
+    Rows that are not as wide as the widest are filled with white.
+    """
     strips = []
     for index, row in enumerate(rows):
-        images = [*(image.cpu() for image in row), *[blank] * (num_columns - len(row))]
+        images = [image.cpu() for image in row]
         if captions is not None:
-            texts = [*captions[index], *[""] * (num_columns - len(row))]
-            strips.append(_side_by_side([_caption(text, width) for text in texts]))
+            width = images[0].shape[1]
+            strips.append(_side_by_side([_caption(text, width) for text in captions[index]]))
         strips.append(_side_by_side(images))
         strips.append(torch.full((GRID_GAP, strips[-1].shape[1], 3), 255, dtype=torch.uint8))
-    return torch.cat(strips[:-1])
+    widest = max(strip.shape[1] for strip in strips)
+    return torch.cat([_filled_to(widest, strip) for strip in strips[:-1]])
+
+
+def _filled_to(width: int, strip: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "h width 3"]:
+    missing = torch.full((strip.shape[0], width - strip.shape[1], 3), 255, dtype=torch.uint8)
+    return torch.cat([strip, missing], dim=1)
 
 
 def _side_by_side(images: list[UInt8[Tensor, "h w 3"]]) -> UInt8[Tensor, "h row_w 3"]:
