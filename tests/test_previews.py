@@ -4,7 +4,10 @@ import cv2
 import matplotlib
 import pytest
 import torch
+from ball_scene import ball_scene, film
 
+from osn_gs.data.scene_data import SceneData
+from osn_gs.export.configurations import Configuration, ConfigurationSet
 from osn_gs.export.previews import (
     BACKGROUND_COLOR,
     NO_DEPTH_COLOR,
@@ -17,6 +20,16 @@ from osn_gs.export.previews import (
     to_uint8,
     write_png,
 )
+from osn_gs.geometry.se3 import invert_rigid, transform_points
+from osn_gs.run.previews import (
+    CONFIGURATIONS_SHOWN,
+    busiest_frame,
+    configurations_from_the_side,
+    held_out_views,
+    shown_configurations,
+    side_camera,
+)
+from osn_gs.scene.scene import Scene
 
 
 def test_a_written_picture_reads_back_equal(tmp_path):
@@ -65,6 +78,14 @@ def test_a_grid_shows_its_images_unchanged():
     assert (grid[16:, 88:] == 255).all()
 
 
+def test_rows_may_be_of_different_sizes():
+    wide, narrow = (torch.full(size, 7, dtype=torch.uint8) for size in ((5, 40, 3), (8, 12, 3)))
+    grid = image_grid([[wide], [narrow, narrow]])
+    assert grid.shape == (5 + 4 + 8, 40, 3)
+    assert torch.equal(grid[9:, 16:28], narrow)
+    assert (grid[9:, 28:] == 255).all()
+
+
 def test_captions_stand_above_their_images_and_fit():
     image = torch.zeros(12, 60, 3, dtype=torch.uint8)
     grid = image_grid([[image, image]], [["", "a caption much longer than its image is wide"]])
@@ -97,3 +118,85 @@ def test_an_empty_set_is_drawn_as_empty(tmp_path):
     nothing = torch.zeros(0, 3)
     plot_valid_set(nothing, nothing, None, None, ranges, ["room", "globe", "kettle"], tmp_path / "set.png")
     assert cv2.imread(str(tmp_path / "set.png")) is not None
+
+
+def configuration(ball_scale: float, name: str = "contact") -> Configuration:
+    return Configuration(name, (1.0, ball_scale), score=0.9, oracle_accuracy=0.99)
+
+
+def filmed(scene: Scene) -> SceneData:
+    """One frame as the scene's camera sees it, and two splits of held-out views of different sizes."""
+    other_camera = torch.tensor([[70.0, 0, 30.0], [0, 60.0, 22.0], [0, 0, 1]])
+    view = film(scene)
+    return SceneData(
+        name="balls",
+        images=view.image[None],
+        object_ids=view.object_ids[None],
+        intrinsics=scene.intrinsics,
+        cam_from_obj=torch.stack([group.cam_from_obj for group in scene.objects]),
+        visible=torch.stack([group.visible for group in scene.objects]),
+        sparse_points=(),
+        scale_ranges=scene.scale_ranges,
+        near=scene.near,
+        far=scene.far,
+        object_names=scene.object_names,
+        held_out={"test": (view,), "other camera": (film(scene, other_camera, (56, 44)),)},
+    )
+
+
+def test_the_busiest_frame_shows_every_moving_object():
+    object_ids = torch.zeros(4, 6, 6, dtype=torch.uint8)
+    object_ids[1, :5] = 1  # much of one, nothing of the other
+    object_ids[2, :2], object_ids[2, 2:4] = 1, 2
+    object_ids[3, 0], object_ids[3, 1] = 1, 2
+    assert busiest_frame(object_ids) == 2
+    assert busiest_frame(object_ids[:1]) == 0
+
+
+@torch.no_grad()
+def test_the_side_camera_looks_at_the_moving_object():
+    scene = ball_scene()
+    camera = side_camera(scene, configuration(1.0), 0)
+    ball = scene.place(torch.ones(2), 0)
+    centre = transform_points(camera, ball.means[ball.object_index == 1]).mean(0)
+    assert centre[:2].abs().max() < 0.15 * centre[2]
+    moved = transform_points(scene.cam_from_world(0), invert_rigid(camera)[:3, 3][None])[0]
+    assert moved[0].abs() > 0.5
+    assert moved[1] < -0.5  # y points down
+
+
+@torch.no_grad()
+def test_a_scene_whose_moving_object_is_not_there_can_be_drawn():
+    scene = ball_scene()
+    scene.objects[1].visible[0] = False
+    assert side_camera(scene, configuration(1.0), 0).isfinite().all()
+    picture = configurations_from_the_side(scene, filmed(scene), ConfigurationSet((), (), (configuration(1.0),)))
+    assert picture.shape[2] == 3
+
+
+@torch.no_grad()
+def test_shown_configurations_differ_and_keep_the_objects_in_view():
+    scene = ball_scene()
+    camera = side_camera(scene, configuration(1.0), 0)
+    out_of_view = [configuration(scale, f"out {scale}") for scale in (0.05, 0.06, 0.07)]
+    in_view = [configuration(scale, f"in {scale}") for scale in (0.99, 1.01, 0.8, 0.9, 1.1, 1.2, 1.02)]
+    shown = shown_configurations(scene, (configuration(1.0), *out_of_view, *in_view), camera, 0)
+    assert len(shown) == CONFIGURATIONS_SHOWN
+    assert shown[0].name == "contact"
+    assert {"in 0.8", "in 1.2"} < {sample.name for sample in shown}
+    assert all(sample.name.startswith("in") for sample in shown[1:])
+    few = shown_configurations(scene, (configuration(1.0), *out_of_view[:1]), camera, 0)
+    assert [sample.name for sample in few] == ["contact", out_of_view[0].name]
+
+
+@torch.no_grad()
+def test_held_out_views_are_drawn_through_their_own_cameras():
+    """What a scene truly looks like stands beside its equal: colours of the last split's row, truth and rendered."""
+    scene = ball_scene()
+    data = filmed(scene)
+    grid = held_out_views(scene, data, configuration(1.0))
+    truth = data.held_out["other camera"][0].image
+    height, width, _ = truth.shape
+    assert (width, height) != (scene.width, scene.height)
+    assert torch.equal(grid[-height:, :width], truth)
+    assert torch.equal(grid[-height:, width + 4 : 2 * width + 4], truth)
