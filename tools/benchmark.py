@@ -1,15 +1,9 @@
 """Measure the parts that must be fast: `python tools/benchmark.py rasterize` or `scales`."""
 
-import tyro
-from rich.console import Console
+import sys
 
-from osn_gs.benchmarks.rasterize import RasterizeBenchmark, benchmark_rasterize
-from osn_gs.benchmarks.scales import ScalesBenchmark, benchmark_scales
+from osn_gs.benchmarks.command import benchmark_from_arguments
+from osn_gs.run.command import run_tool
 
 if __name__ == "__main__":
-    commands = {"rasterize": RasterizeBenchmark, "scales": ScalesBenchmark}
-    options = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    if isinstance(options, RasterizeBenchmark):
-        benchmark_rasterize(options, Console())
-    else:
-        benchmark_scales(options, Console())
+    sys.exit(run_tool(benchmark_from_arguments, sys.argv[1:]))

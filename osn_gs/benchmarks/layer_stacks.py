@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from osn_gs.errors import ConfigError
 from osn_gs.object_scales.ranges import initial_scale_range
 
 NEAR, FAR = 1.0, 8.0
+MAX_IDS = 256  # object ids are bytes
 CAMERA_DISTANCE, CAMERA_HEIGHT = 2.8, 1.1
 ROOM_HALF_WIDTH = 5.0
 FIELD_OF_VIEW = math.radians(50)
@@ -52,14 +54,17 @@ def boxes_in_a_room(
     """K - 1 turning boxes on the floor of a room seen from a moving camera; object 0 is the room.
 
     `depth_noise` is the relative standard deviation of every layer depth, the mask stays exact. Each box has its own
-    random unit of length, as structure-from-motion would give it.
+    random unit of length, as structure-from-motion would give it. Raises `ConfigError` if a box is seen in no frame.
     """
+    assert 2 <= num_objects <= MAX_IDS, f"2 to {MAX_IDS} objects have a byte for their id, got {num_objects}"
     boxes = [_draw_box(index, num_objects - 1, box_size, generator) for index in range(num_objects - 1)]
     depths = torch.stack([_frame_depths(boxes, t, num_frames, height, width) for t in range(num_frames)])
     object_ids = depths.argmin(dim=1).to(torch.uint8)
     units, ranges = [1.0], [(1.0, 1.0)]
     for k in range(1, num_objects):
         seen = [depths[t, k][object_ids[t] == k] for t in range(num_frames)]
+        if not (object_ids == k).any():
+            raise ConfigError(f"box {k} is hidden in every frame; take fewer objects, more frames or larger images.")
         unit = math.exp(0.8 * float(torch.rand((), generator=generator) - 0.5))
         initial = initial_scale_range([frame / unit for frame in seen], NEAR, FAR, name=f"box {k}")
         units.append(unit / initial.unit_factor)

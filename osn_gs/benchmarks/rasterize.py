@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from osn_gs.benchmarks.options import check_counts, check_image_size
 from osn_gs.files import write_json_atomic
 from osn_gs.rendering.layers import CompositedLayers, composite_layers, layer_depth_stds
 from osn_gs.rendering.rasterize import rasterize
@@ -61,7 +62,10 @@ class _Cloud:
 
 
 def benchmark_rasterize(options: RasterizeBenchmark, console: Console) -> dict:
-    """Run all rows, print two tables and return the figures."""
+    """Run all rows, print two tables and return the figures; raises `ConfigError` for options that cannot be."""
+    check_counts(gaussians=options.gaussians, repeats=options.repeats, threads=options.threads)
+    for size in options.sizes:
+        check_image_size("sizes", size)
     torch.set_num_threads(options.threads)
     set_num_threads(options.threads)
     speeds, configurations = [], []

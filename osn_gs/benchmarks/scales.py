@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from osn_gs.benchmarks.layer_stacks import LayerStack, boxes_in_a_room
+from osn_gs.benchmarks.options import check_counts, check_image_size
+from osn_gs.errors import ConfigError
 from osn_gs.files import write_json_atomic
 from osn_gs.object_scales.nested_sets import nested_sets_up_to, sample_valid
-from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.object_scales.oracle import MAX_OBJECTS, ScaleOracle
 from osn_gs.object_scales.ranges import uniform_scales
 
 NUM_CHECKED = 5  # vectors whose count is compared with compositing all frames again
@@ -51,7 +53,8 @@ class ScalesBenchmark:
 
 
 def benchmark_scales(options: ScalesBenchmark, console: Console) -> dict:
-    """Run all rows, print a table and return the figures."""
+    """Run all rows, print a table and return the figures; raises `ConfigError` for options that cannot be."""
+    _check(options)
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
     width, height = options.size
@@ -78,6 +81,15 @@ def benchmark_scales(options: ScalesBenchmark, console: Console) -> dict:
     if options.json:
         write_json_atomic(options.json, figures)
     return figures
+
+
+def _check(options: ScalesBenchmark) -> None:
+    check_counts(least=2, most=MAX_OBJECTS, objects=options.objects)
+    check_counts(frames=options.frames, vectors=options.vectors, samples=options.samples)
+    check_counts(repeats=options.repeats, threads=options.threads)
+    check_image_size("size", options.size)
+    if not 0 <= options.tolerance < 1:
+        raise ConfigError(f"--tolerance: expected a share of the pixels from 0 to below 1, got {options.tolerance:g}.")
 
 
 def _num_wrong_counts(stack: LayerStack, oracle: ScaleOracle, vectors: torch.Tensor) -> int:
