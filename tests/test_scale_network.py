@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from osn_gs.benchmarks.layer_stacks import LayerStack, boxes_in_a_room
+from osn_gs.object_scales import learning
 from osn_gs.object_scales.labels import FixedLabels, RelativeLabels
 from osn_gs.object_scales.learning import calibration_error, fit_to_oracle, report_set
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.object_scales.ranges import uniform_scales
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -61,6 +57,27 @@ def test_the_network_learns_a_half_space(generator: torch.Generator) -> None:
     vectors = uniform_scales(oracle.scale_ranges, 10_000, generator)
     agrees = network.is_valid(vectors) == (vectors[:, 1] <= vectors[:, 2])
     assert agrees.double().mean() > 0.98
+
+
+def test_the_pools_of_a_round_go_on_from_each_other(
+    generator: torch.Generator, oracle: ScaleOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains that began where an earlier pool began would show the network almost the same vectors again."""
+    starts: list[Tensor] = []
+    advance_chains = learning.advance_chains
+
+    def noting_where_chains_start(is_valid, scale_ranges, chains, num_steps, generator):
+        starts.append(chains)
+        return advance_chains(is_valid, scale_ranges, chains, num_steps, generator)
+
+    monkeypatch.setattr(learning, "advance_chains", noting_where_chains_start)
+    monkeypatch.setattr(learning, "STEPS_PER_POOL", 1)
+    monkeypatch.setattr(learning, "TRAINING_POOL", 10_000)
+    network = ObjectScaleNetwork(oracle.scale_ranges, generator)
+    fit_to_oracle(network, adam(network), oracle, 0.98, 3, generator)
+    first_chains = torch.stack([chains[0] for chains in starts])
+    assert len(first_chains) > 10
+    assert len(first_chains.unique(dim=0)) == len(first_chains)
 
 
 def test_the_true_scales_are_in_the_learned_set_which_is_like_the_oracles(

@@ -20,7 +20,7 @@ from osn_gs.object_scales.ranges import uniform_scales
 from osn_gs.object_scales.sampling import Membership, advance_chains
 
 BATCH_SIZE = 4_096  # paper: 4,096 scale vectors a step
-POOL_SIZE = 65_536  # vectors drawn and labelled together; each batch takes a random part of them
+TRAINING_POOL = 65_536  # vectors drawn and labelled together; each batch takes a random part of them
 STEPS_PER_POOL = 100
 NETWORK_SHARE = 0.15  # share of a pool that comes from the network's own set
 NUM_NETWORK_CHAINS = 2_048
@@ -75,10 +75,12 @@ def fit_to_oracle(
     reaches the threshold.
     """
     nested = nested_sets_up_to(oracle.accuracy, accuracy_threshold, oracle.scale_ranges, generator)
+    level_walks = _LevelWalks(oracle, nested)
     losses: list[float] = []
     for step in range(num_steps):
         if step % STEPS_PER_POOL == 0:
-            vectors, valid, weights = (part.to(network.lo) for part in _draw_pool(network, oracle, nested, generator))
+            pool = _draw_pool(network, oracle, level_walks, generator)
+            vectors, valid, weights = (part.to(network.lo) for part in pool)
         batch = torch.randint(len(vectors), (BATCH_SIZE,), generator=generator, device=generator.device)
         batch = batch.to(vectors.device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -91,15 +93,42 @@ def fit_to_oracle(
     return FitReport(accuracy_threshold, tuple(losses))
 
 
+class _LevelWalks:
+    """Chains over the levels of nested sets, which go on from one draw to the next: no draw repeats another."""
+
+    def __init__(self, oracle: ScaleOracle, nested: NestedSets) -> None:
+        self.nested = nested
+        self._oracle = oracle
+        self._chains = list(nested.object_scales)
+
+    def draw(self, num_vectors: int, generator: torch.Generator) -> Float[Tensor, "n k"]:
+        """About `num_vectors` vectors, as many from each level."""
+        levels = self.nested.levels
+        per_level = num_vectors // len(levels)
+        parts = [uniform_scales(self._oracle.scale_ranges, per_level, generator)]
+        for index in range(1, len(levels)):
+            visited, self._chains[index] = _walk(
+                lambda scales, level=levels[index]: self._oracle.accuracy(scales) >= level,
+                self._oracle,
+                self._chains[index],
+                per_level,
+                generator,
+            )
+            parts.append(visited)
+        return torch.cat(parts)
+
+
 def _draw_pool(
-    network: ObjectScaleNetwork, oracle: ScaleOracle, nested: NestedSets, generator: torch.Generator
+    network: ObjectScaleNetwork, oracle: ScaleOracle, level_walks: _LevelWalks, generator: torch.Generator
 ) -> tuple[Float[Tensor, "n k"], Bool[Tensor, "n"], Float[Tensor, "n"]]:
     """Vectors drawn where they teach, which of them are valid, and their weights in the loss."""
-    vectors = _draw_from_levels(oracle, nested, int(POOL_SIZE * (1 - NETWORK_SHARE)), generator)
+    nested = level_walks.nested
+    vectors = level_walks.draw(int(TRAINING_POOL * (1 - NETWORK_SHARE)), generator)
     called_valid = vectors[network.is_valid(vectors)]
     if len(called_valid) > 0:
         picks = torch.randint(len(called_valid), (NUM_NETWORK_CHAINS,), generator=generator, device=called_valid.device)
-        from_network = _walk(network.is_valid, oracle, called_valid[picks], POOL_SIZE - len(vectors), generator)
+        num_vectors = TRAINING_POOL - len(vectors)
+        from_network, _ = _walk(network.is_valid, oracle, called_valid[picks], num_vectors, generator)
         vectors = torch.cat([vectors, from_network])
     accuracies = oracle.accuracy(vectors)
     valid = accuracies >= nested.levels[-1]
@@ -108,32 +137,19 @@ def _draw_pool(
     return vectors, valid, weights / weights.mean()
 
 
-def _draw_from_levels(
-    oracle: ScaleOracle, nested: NestedSets, num_vectors: int, generator: torch.Generator
-) -> Float[Tensor, "n k"]:
-    """About `num_vectors` fresh vectors, as many from each level."""
-    per_level = num_vectors // len(nested.levels)
-    parts = [uniform_scales(oracle.scale_ranges, per_level, generator)]
-    for level, chains in zip(nested.levels[1:], nested.object_scales[1:], strict=True):
-        parts.append(
-            _walk(lambda scales, level=level: oracle.accuracy(scales) >= level, oracle, chains, per_level, generator)
-        )
-    return torch.cat(parts)
-
-
 def _walk(
     is_valid: Membership,
     oracle: ScaleOracle,
     chains: Float[Tensor, "c k"],
     num_vectors: int,
     generator: torch.Generator,
-) -> Float[Tensor, "n k"]:
-    """The places that chains, already spread over a set, visit in their next steps."""
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "c k"]]:
+    """The places that chains, already spread over a set, visit in their next steps, and where the chains end."""
     visited: list[Tensor] = []
     while len(visited) * len(chains) < num_vectors:
         chains = advance_chains(is_valid, oracle.scale_ranges, chains, 1, generator)
         visited.append(chains)
-    return torch.cat(visited)[:num_vectors]
+    return torch.cat(visited)[:num_vectors], chains
 
 
 @torch.no_grad()
@@ -153,7 +169,7 @@ def report_set(
     nested = nested_sets_up_to(
         oracle.accuracy, accuracy_threshold, oracle.scale_ranges, generator, REPORT_VECTORS_PER_LEVEL
     )
-    vectors = _draw_from_levels(oracle, nested, num_draws, generator)
+    vectors = _LevelWalks(oracle, nested).draw(num_draws, generator)
     accuracies = oracle.accuracy(vectors)
     weights = torch.exp(-nested.log_density(accuracies))
     valid = accuracies >= accuracy_threshold
