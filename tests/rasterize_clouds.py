@@ -42,7 +42,7 @@ class Cloud:
         return {name: getattr(self, name).grad for name in PARAMETERS}
 
 
-def random_cloud(
+def cloud_with_cameras(
     count: int = 300,
     width: int = 70,
     height: int = 45,

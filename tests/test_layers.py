@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rasterize_clouds import Cloud, random_cloud, random_loss, relative_error
+from rasterize_clouds import Cloud, cloud_with_cameras, random_loss, relative_error
 from torch.testing import assert_close
 
 from osn_gs.rendering.layers import CompositedLayers, composite_layers, layer_depth_stds
@@ -23,7 +23,7 @@ OBJECT_SCALES = torch.tensor([[1.0, 1, 1, 1], [3.0, 1, 1, 1], [1.0, 2, 1, 0.3], 
 
 def slabs(seed: int = 0) -> tuple[Cloud, torch.Tensor]:
     """Four objects at different depths, all over the image of the identity camera, and whose each Gaussian is."""
-    cloud = random_cloud(count=240, width=40, height=30, size=0.1, seed=seed)
+    cloud = cloud_with_cameras(count=240, width=40, height=30, size=0.1, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     object_index = torch.arange(240) % NUM_OBJECTS
     depths = torch.tensor(SLAB_DEPTHS)[object_index] + SLAB_THICKNESS * torch.rand(240, generator=generator)

@@ -47,7 +47,7 @@ def test_the_background_ends_just_before_far() -> None:
 
 
 def test_an_empty_range_names_the_object_and_what_to_try() -> None:
-    with pytest.raises(DatasetError, match=r"jug: its scale range is empty.*lower near, raise far"):
+    with pytest.raises(DatasetError, match=r"jug: its scale range is empty.*lower --near, raise --far"):
         initial_scale_range([torch.tensor([1.0, 1.0, 20.0, 20.0])], near=1.0, far=8.0, name="jug")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rasterize_clouds import PARAMETERS, Cloud, cloud_before_camera, random_cloud, random_loss, relative_error
+from rasterize_clouds import PARAMETERS, Cloud, cloud_before_camera, cloud_with_cameras, random_loss, relative_error
 from torch.testing import assert_close
 
 from osn_gs.geometry.se3 import quat_multiply
@@ -39,7 +39,7 @@ def render_with_gradients(cloud: Cloud, **options):
 @pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
 @pytest.mark.parametrize("num_extra", [0, 3])
 def test_numba_agrees_with_dense_float64_in_value_and_gradient(rasterize_mode: str, num_extra: int):
-    cloud = random_cloud(num_cameras=2, sh=True)
+    cloud = cloud_with_cameras(num_cameras=2, sh=True)
     extra = torch.rand(300, num_extra, generator=torch.Generator().manual_seed(1)) if num_extra else None
     backgrounds = torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.3]])
     options = {"render_mode": "RGB+ED", "rasterize_mode": rasterize_mode, "absgrad": True}
@@ -67,7 +67,7 @@ def test_numba_agrees_with_dense_float64_in_value_and_gradient(rasterize_mode: s
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_sh_colors_of_numba_agree_with_float64(degree: int):
-    cloud = random_cloud(num_cameras=2, sh=True)
+    cloud = cloud_with_cameras(num_cameras=2, sh=True)
     gradients, values = [], []
     for back_end, dtype in ((numba_backend, torch.float32), (torch_reference, torch.float64)):
         leaves = cloud.cast(dtype).with_leaves()
@@ -83,7 +83,7 @@ def test_sh_colors_of_numba_agree_with_float64(degree: int):
 
 @pytest.mark.usefixtures("dense")
 def test_numba_agrees_on_a_large_cloud_in_mean_and_quantile():
-    cloud = random_cloud(count=8000, width=96, height=64, size=0.03)
+    cloud = cloud_with_cameras(count=8000, width=96, height=64, size=0.03)
     with torch.no_grad():
         image, _, _ = render(cloud, backend="numba")
         exact, _, _ = render(cloud.cast(torch.float64), backend="torch")
@@ -93,7 +93,7 @@ def test_numba_agrees_on_a_large_cloud_in_mean_and_quantile():
 
 
 def test_tiled_and_dense_torch_blending_agree():
-    cloud = random_cloud(num_cameras=2).cast(torch.float64).with_leaves()
+    cloud = cloud_with_cameras(num_cameras=2).cast(torch.float64).with_leaves()
     projected = torch_reference.project(
         cloud.means, cloud.quats, cloud.scales, cloud.opacities, cloud.viewmats, cloud.Ks, cloud.width, cloud.height,
         near_plane=0.01, far_plane=1e10, eps2d=0.3, antialiased=False,
@@ -108,7 +108,7 @@ def test_tiled_and_dense_torch_blending_agree():
 
 @pytest.mark.usefixtures("dense")
 def test_dense_gradients_are_finite_differences():
-    cloud = random_cloud(count=6, width=10, height=8, size=0.4).cast(torch.float64)
+    cloud = cloud_with_cameras(count=6, width=10, height=8, size=0.4).cast(torch.float64)
 
     def image(*parameters: torch.Tensor) -> torch.Tensor:
         changed = replace(cloud, **dict(zip(PARAMETERS, parameters, strict=True)))
@@ -120,7 +120,7 @@ def test_dense_gradients_are_finite_differences():
 
 @pytest.mark.parametrize("render_mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
 def test_back_ends_draw_the_same_channels(render_mode: str):
-    cloud = random_cloud(count=60, num_cameras=2)
+    cloud = cloud_with_cameras(count=60, num_cameras=2)
     backgrounds = torch.rand(2, 3, generator=torch.Generator().manual_seed(2))
     images = [render(cloud, render_mode=render_mode, backgrounds=backgrounds, backend=b)[0] for b in BACKENDS]
     channels = {"RGB": 3, "D": 1, "ED": 1, "RGB+D": 4, "RGB+ED": 4}[render_mode]
@@ -129,7 +129,7 @@ def test_back_ends_draw_the_same_channels(render_mode: str):
 
 
 def test_runs_and_thread_counts_give_the_same_bits():
-    cloud = random_cloud(count=3000, width=200, height=120, num_cameras=2)
+    cloud = cloud_with_cameras(count=3000, width=200, height=120, num_cameras=2)
     results = []
     try:
         for num_threads in (1, 3, 3, 2):
@@ -145,7 +145,7 @@ def test_runs_and_thread_counts_give_the_same_bits():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("broken", ["means", "quats", "scales", "opacities", "viewmats", "Ks"])
 def test_nan_is_refused(backend: str, broken: str):
-    cloud = random_cloud(count=20)
+    cloud = cloud_with_cameras(count=20)
     values = getattr(cloud, broken).clone()
     values.view(-1)[0] = torch.nan
     with pytest.raises(AssertionError, match="NaN"):
@@ -162,7 +162,7 @@ def test_a_nan_colour_shows_in_its_channel(backend: str):
 
 
 def test_numba_refuses_a_quaternion_of_length_zero():
-    cloud = random_cloud(count=20)
+    cloud = cloud_with_cameras(count=20)
     cloud.quats[15] = 0
     with pytest.raises(AssertionError, match="no finite image"):
         render(cloud, backend="numba")
@@ -172,7 +172,7 @@ def test_numba_refuses_a_quaternion_of_length_zero():
 @pytest.mark.parametrize("case", ["none", "behind", "too near", "too far", "outside", "transparent"])
 def test_nothing_to_see_is_black_and_has_zero_gradients(backend: str, case: str):
     count = 0 if case == "none" else 5
-    cloud = random_cloud(count=count)
+    cloud = cloud_with_cameras(count=count)
     cloud = replace(cloud, viewmats=torch.eye(4)[None], means=torch.tensor([[0.0, 0, 3]]).repeat(count, 1))
     options = {}
     if case == "behind":
@@ -242,7 +242,7 @@ def test_interpenetrating_sheets_composite_as_in_the_reference():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scaling_about_the_camera_centre_leaves_the_image_and_multiplies_depth(backend: str):
-    cloud = replace(random_cloud(sh=True), viewmats=torch.eye(4)[None]).cast(torch.float32)
+    cloud = replace(cloud_with_cameras(sh=True), viewmats=torch.eye(4)[None]).cast(torch.float32)
     scaled = replace(cloud, means=2.7 * cloud.means, scales=2.7 * cloud.scales)
     near, far = (render(c, backend=backend, render_mode="RGB+ED") for c in (cloud, scaled))
     assert (near[0][..., :3] - far[0][..., :3]).abs().mean() < 1e-5
@@ -252,7 +252,7 @@ def test_scaling_about_the_camera_centre_leaves_the_image_and_multiplies_depth(b
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_turning_world_and_camera_together_changes_nothing(backend: str):
-    cloud = replace(random_cloud(), viewmats=torch.eye(4)[None])
+    cloud = replace(cloud_with_cameras(), viewmats=torch.eye(4)[None])
     turned = replace(
         cloud,
         means=cloud.means[:, [2, 0, 1]],  # x to y, y to z, z to x
@@ -264,7 +264,7 @@ def test_turning_world_and_camera_together_changes_nothing(backend: str):
 
 
 def test_torch_back_end_gives_gradients_for_the_camera():
-    cloud = random_cloud(count=30).cast(torch.float64)
+    cloud = cloud_with_cameras(count=30).cast(torch.float64)
     viewmats = cloud.viewmats.clone().requires_grad_()
     image, alphas, _ = render(replace(cloud, viewmats=viewmats), backend="torch")
     random_loss(image, alphas).backward()
@@ -274,7 +274,7 @@ def test_torch_back_end_gives_gradients_for_the_camera():
 
 
 def test_wrong_shapes_are_named():
-    cloud = random_cloud(count=10)
+    cloud = cloud_with_cameras(count=10)
     with pytest.raises(AssertionError, match=r"quats must be \[10, 4\], got \[9, 4\]"):
         render(replace(cloud, quats=cloud.quats[1:]))
     with pytest.raises(AssertionError, match="extra_features"):
@@ -283,7 +283,7 @@ def test_wrong_shapes_are_named():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_band_of_spherical_harmonics_that_nobody_has_is_refused(backend):
-    cloud = random_cloud(count=5, sh=True)
+    cloud = cloud_with_cameras(count=5, sh=True)
     cloud = replace(cloud, colors=torch.zeros(5, 25, 3), sh_degree=4)
     with pytest.raises(AssertionError, match=r"SH degree must be 0\.\.3, got 4"):
         rasterize(**cloud.arguments(), backend=backend)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gsplat.cuda import _torch_impl, _wrapper
 from gsplat.strategy import DefaultStrategy
-from rasterize_clouds import PARAMETERS, Cloud, random_cloud, random_loss, relative_error
+from rasterize_clouds import PARAMETERS, Cloud, cloud_with_cameras, random_loss, relative_error
 
 from osn_gs.rendering.projected_gaussians import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
 from osn_gs.rendering.rasterize import rasterize
@@ -80,7 +80,7 @@ def _blended_pairs(first, last, transmittances, means2d, conics, opacities, widt
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
 def test_value_and_gradient_agree_with_gsplats_own_reference(gsplat_reference, rasterize_mode: str, backend: str):
-    cloud = random_cloud(count=200, width=50, height=36, sh=True)
+    cloud = cloud_with_cameras(count=200, width=50, height=36, sh=True)
     options = {
         "render_mode": "RGB+ED",
         "rasterize_mode": rasterize_mode,
@@ -105,7 +105,7 @@ def test_value_and_gradient_agree_with_gsplats_own_reference(gsplat_reference, r
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_radii_agree_with_gsplats_projection(backend: str):
     """Opaque Gaussians: gsplat's torch projection has no opacity-aware bound, its CUDA one has (and so have we)."""
-    cloud = replace(random_cloud(count=2000, num_cameras=2), opacities=torch.ones(2000))
+    cloud = replace(cloud_with_cameras(count=2000, num_cameras=2), opacities=torch.ones(2000))
     _, _, info = rasterize(**cloud.arguments(), backend=backend)
     covariances, _ = _torch_impl._quat_scale_to_covar_preci(cloud.quats, cloud.scales, True, False)
     radii, _, _, _, _ = _torch_impl._fully_fused_projection(
@@ -120,7 +120,7 @@ def test_radii_agree_with_gsplats_projection(backend: str):
 @pytest.mark.parametrize("absgrad", [False, True])
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_default_strategy_reads_what_it_needs(backend: str, absgrad: bool):
-    cloud = random_cloud(count=100, num_cameras=2).with_leaves()
+    cloud = cloud_with_cameras(count=100, num_cameras=2).with_leaves()
     params = {name: getattr(cloud, name) for name in PARAMETERS}
     optimizers = {name: torch.optim.Adam([value]) for name, value in params.items()}
     strategy = DefaultStrategy(absgrad=absgrad)
@@ -161,7 +161,7 @@ def gsplat_call(monkeypatch: pytest.MonkeyPatch) -> _GsplatCall:
 
 
 def test_gsplat_gets_sh_coefficients_as_they_are(gsplat_call: _GsplatCall):
-    cloud = random_cloud(count=10, sh=True, num_cameras=2)
+    cloud = cloud_with_cameras(count=10, sh=True, num_cameras=2)
     backgrounds = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
     options = {"near_plane": 0.1, "far_plane": 50.0, "eps2d": 0.2, "render_mode": "RGB+ED", "absgrad": True}
     options |= {"rasterize_mode": "antialiased", "backgrounds": backgrounds}
@@ -173,7 +173,7 @@ def test_gsplat_gets_sh_coefficients_as_they_are(gsplat_call: _GsplatCall):
 
 
 def test_gsplat_gets_colours_beside_extra_features(gsplat_call: _GsplatCall):
-    cloud = random_cloud(count=10, sh=True, num_cameras=2)
+    cloud = cloud_with_cameras(count=10, sh=True, num_cameras=2)
     extra = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
     backgrounds = torch.ones(2, 3)
     rasterize(**cloud.arguments(), extra_features=extra, backgrounds=backgrounds, backend="gsplat")
@@ -191,11 +191,11 @@ def test_gsplat_without_a_gpu_is_refused_before_it_is_imported(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "gsplat", None)  # importing it now raises
     with pytest.raises(AssertionError, match="needs a CUDA device"):
-        rasterize(**random_cloud(count=5).arguments(), backend="gsplat")
+        rasterize(**cloud_with_cameras(count=5).arguments(), backend="gsplat")
 
 
 def test_auto_takes_numba_for_float32_and_torch_for_the_rest(monkeypatch: pytest.MonkeyPatch):
-    cloud = random_cloud(count=30)
+    cloud = cloud_with_cameras(count=30)
 
     def same(a: Cloud, backend: str) -> bool:
         auto, chosen = (rasterize(**a.arguments(), backend=b)[0] for b in ("auto", backend))
@@ -212,7 +212,7 @@ def test_auto_takes_numba_for_float32_and_torch_for_the_rest(monkeypatch: pytest
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
 def test_cuda_agrees_with_numba_in_value_and_gradient(rasterize_mode: str):
-    cloud = random_cloud(count=3000, width=200, height=120, sh=True)
+    cloud = cloud_with_cameras(count=3000, width=200, height=120, sh=True)
     extra = torch.rand(3000, 3, generator=torch.Generator().manual_seed(1))
     options = {"render_mode": "RGB+ED", "rasterize_mode": rasterize_mode, "absgrad": True}
     results = []

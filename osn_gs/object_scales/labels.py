@@ -31,7 +31,7 @@ class RelativeLabels:
 class FixedLabels:
     """The paper's rule: valid where accuracy > `threshold`; where too few of the draws are, the best share of them.
 
-    Released code: `threshold` 0.97 to 0.995 and `least_share` 0.005 to 0.03 by scene and round, over 4,096 draws.
+    Released code: `threshold` 0.95 to 0.995 and `least_share` 0.005 to 0.05 by scene and round, over 4,096 draws.
     """
 
     threshold: float = 0.99

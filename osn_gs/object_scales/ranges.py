@@ -56,7 +56,7 @@ def initial_scale_range(
         raise DatasetError(
             f"{name}: its scale range is empty, {lo:.4g} to {hi:.4g}: its depths span a factor {inf / close:.3g} but "
             f"near {near:.4g} to far {far:.4g} leaves {far / near * FAR_MARGIN / NEAR_MARGIN:.3g}; "
-            "lower near, raise far, or remove its outlying points."
+            "lower --near, raise --far, or remove its outlying points."
         )
     middle = (lo + hi) / 2
     return InitialRange(lo / middle, hi / middle, unit_factor=middle)
