@@ -20,11 +20,6 @@ def rgb_to_sh_band_0(rgb: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"
     return (rgb - 0.5) / SH_BAND_0
 
 
-def sh_band_0_to_rgb(coefficients: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Inverse of `rgb_to_sh_band_0`."""
-    return coefficients * SH_BAND_0 + 0.5
-
-
 def sh_bases(degree: int, directions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch bases"]:
     """Values of the real SH basis at unit `directions`, bands 0..degree (at most 3), order and signs of 3DGS.
 
