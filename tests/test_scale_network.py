@@ -59,6 +59,19 @@ def test_the_network_learns_a_half_space(generator: torch.Generator) -> None:
     assert agrees.double().mean() > 0.98
 
 
+def test_the_learning_rate_falls_to_nothing_in_a_round_and_is_the_callers_again_after_it(
+    generator: torch.Generator, oracle: ScaleOracle
+) -> None:
+    network = ObjectScaleNetwork(oracle.scale_ranges, generator)
+    optimizer = adam(network)
+    rates: list[float] = []
+    optimizer.register_step_post_hook(lambda stepped, *_: rates.append(stepped.param_groups[0]["lr"]))
+    fit_to_oracle(network, optimizer, oracle, 0.98, 20, generator)
+    assert rates[:11] == [1e-3] * 11
+    assert rates[11:] == pytest.approx([1e-3 * left / 10 for left in range(9, 0, -1)])
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
 def test_the_pools_of_a_round_go_on_from_each_other(
     generator: torch.Generator, oracle: ScaleOracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

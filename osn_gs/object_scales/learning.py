@@ -7,6 +7,8 @@ the network's own current set, which find what it wrongly calls valid.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,7 @@ NUM_NETWORK_CHAINS = 2_048
 # Inverse density relative to a valid vector's, so that both sides of the boundary count alike; higher weights far
 # outside let the network call nothing valid for a whole round (measured at K = 9, full weights: IoU 0 against 0.65).
 MAX_WEIGHT = 4.0
+DECAY_BEGINS = 0.5  # from this part of a round on the learning rate falls, evenly, to 0 at its end
 REPORT_VECTORS_PER_LEVEL = 4_096
 NUM_CALIBRATION_BINS = 10
 
@@ -69,7 +72,10 @@ def fit_to_oracle(
     """One round of network steps toward the labels accuracy >= `accuracy_threshold` (from a `LabelRule`).
 
     Differs from OSN: cross entropy instead of MSE (K = 4, IoU after 1,000 steps 0.92 against 0.84), and drawn where
-    it teaches. The draws are weighed back to uniform ones on either side of the boundary only (`MAX_WEIGHT`).
+    it teaches. The draws are weighed back to uniform ones on either side of the boundary only (`MAX_WEIGHT`). And the
+    optimizer's learning rates fall over the second half of the round, after which they are the caller's again. IoU
+    with Adam, decay against constant rates: K = 4, two rounds, 0.977 : 0.959 from 1e-3 on and 0.964 : 0.952 from 3e-3
+    on; K = 9, three rounds, 0.782 : 0.803 and 0.872 : 0.869 (one seed each).
 
     All that lasts is in the arguments: the same ones give the same steps. Raises `StarvedError` if no vector
     reaches the threshold.
@@ -77,20 +83,39 @@ def fit_to_oracle(
     nested = nested_sets_up_to(oracle.accuracy, accuracy_threshold, oracle.scale_ranges, generator)
     level_walks = _LevelWalks(oracle, nested)
     losses: list[float] = []
-    for step in range(num_steps):
-        if step % STEPS_PER_POOL == 0:
-            pool = _draw_pool(network, oracle, level_walks, generator)
-            vectors, valid, weights = (part.to(network.lo) for part in pool)
-        batch = torch.randint(len(vectors), (BATCH_SIZE,), generator=generator, device=generator.device)
-        batch = batch.to(vectors.device)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            network.logit(vectors[batch]), valid[batch], weights[batch]
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    with _decaying_rates(optimizer, num_steps) as set_rates:
+        for step in range(num_steps):
+            if step % STEPS_PER_POOL == 0:
+                pool = _draw_pool(network, oracle, level_walks, generator)
+                vectors, valid, weights = (part.to(network.lo) for part in pool)
+            set_rates(step)
+            batch = torch.randint(len(vectors), (BATCH_SIZE,), generator=generator, device=generator.device)
+            batch = batch.to(vectors.device)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                network.logit(vectors[batch]), valid[batch], weights[batch]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
     return FitReport(accuracy_threshold, tuple(losses))
+
+
+@contextmanager
+def _decaying_rates(optimizer: torch.optim.Optimizer, num_steps: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that sets the learning rates for a step; the optimizer's own ones return at the end."""
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rates(step: int) -> None:
+        factor = min(1.0, (1 - step / num_steps) / (1 - DECAY_BEGINS))
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = factor * rate
+
+    try:
+        yield set_rates
+    finally:
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate
 
 
 class _LevelWalks:
