@@ -154,7 +154,7 @@ class TrainConfig:
     """Go on from the run folder's last checkpoint."""
     checkpoint_every: int = 500
     """Gaussian steps between checkpoints."""
-    evaluate_configurations: int = 10
+    evaluate_configurations: int = 100
     """Sampled configurations that held-out views are scored under at the end; at most object_scales.samples."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
