@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
 from pathlib import Path
@@ -30,7 +31,7 @@ def parse_config(cls: type[T], arguments: list[str], program: str) -> T:
     for file in files:
         values = _merge(values, _read_yaml(file))
     default = _build(cls, values, "")
-    description = f"{cls.__doc__}\n\n--config FILE [FILE ...] reads YAML files before these flags."
+    description = f"{inspect.getdoc(cls)}\n\n--config FILE [FILE ...] reads YAML files before these flags."
     return tyro.cli(cls, args=flags, default=default, prog=program, description=description)
 
 
