@@ -249,3 +249,21 @@ def test_a_checkpoint_of_another_scene_is_refused(data: SceneData, tmp_path: Pat
     renamed = dataclasses.replace(data, object_names=("background", "cat", "dog", "bird"))
     with pytest.raises(CheckpointError, match="put the scene back"):
         restore(new_run(renamed), folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_scene_on_the_gpu_trains_saves_and_comes_back(data: SceneData, tmp_path: Path):
+    """The scene lives on the GPU, the data, the network and the random numbers on the CPU."""
+    optimizer = JointOptimizer(
+        initial_scene(data, SHORT.gaussians, "cuda"), data, SHORT, torch.default_generator.manual_seed(0)
+    )
+    reports = list(optimizer.run())
+    assert all(report.loss == report.loss for report in reports if isinstance(report, StepReport))
+    restored = JointOptimizer(
+        initial_scene(data, SHORT.gaussians, "cuda"), data, SHORT, torch.default_generator.manual_seed(1)
+    )
+    restore(restored, save_checkpoint(tmp_path, optimizer))
+    for expected, arrived in zip(parameters(optimizer), parameters(restored), strict=True):
+        assert arrived.device == expected.device
+        assert torch.equal(expected, arrived)
