@@ -93,6 +93,15 @@ def test_a_finished_run_is_never_overwritten(finished_run: Path, demo_folder: Pa
     assert (finished_run / "config.yml").read_bytes() == before
 
 
+def test_resuming_a_finished_run_finishes_it_again_alike(finished_run: Path):
+    configurations, statistics = finished_run / "configurations.json", finished_run / "stats" / "final.json"
+    before = configurations.read_bytes(), statistics.read_bytes()
+    shutil.rmtree(finished_run / "stats")
+    configurations.unlink()
+    assert train("--run", finished_run, "--resume") == 0
+    assert (configurations.read_bytes(), statistics.read_bytes()) == before
+
+
 def test_resuming_with_other_options_is_refused(finished_run: Path, capsys):
     assert train("--run", finished_run, "--resume", "--seed", 5) == EXIT_BAD_INPUT
     assert "seed differ" in one_error_line(capsys)
