@@ -21,7 +21,7 @@ from osn_gs.data.osn_files import (
 from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import DatasetError
-from osn_gs.geometry.alignment import Similarity, closest_rotation
+from osn_gs.geometry.alignment import Similarity, align_poses
 from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv, rigid_matrix
 
 SPLITS = ("test", "stereo")
@@ -58,33 +58,30 @@ def read_held_out(
 def align_cameras(
     world_from_cam: Float[Tensor, "t 4 4"], background_from_cam: Float[Tensor, "t 4 4"], scale: float | None = None
 ) -> Similarity:
-    """The similarity from the true world to the background's frame that takes each camera closest to its counterpart.
-
-    Orientations fix the rotation (so a straight path, or one that stands still, is enough), centres the
-    translation and, where `scale` is not given, the scale.
+    """`align_poses` from the true world to the background's frame, after checking that the two paths match.
 
     Raises:
-        DatasetError: the paths do not match, or a scale is wanted of a camera that stands still.
+        DatasetError: they do not, or a scale is wanted of a camera that stands still.
     """
-    rotation = closest_rotation((background_from_cam[:, :3, :3] @ world_from_cam[:, :3, :3].mT).sum(0))
-    world_centres, background_centres = world_from_cam[:, :3, 3] @ rotation.T, background_from_cam[:, :3, 3]
-    world_mean, background_mean = world_centres.mean(0), background_centres.mean(0)
-    world_path, background_path = world_centres - world_mean, background_centres - background_mean
-    if scale is None:
-        if world_path.norm() == 0:
-            raise DatasetError(
-                "the training camera stands still, so held-out cameras cannot be placed; remove transforms_test.json "
-                "and transforms_stereo.json."
-            )
-        scale = float((world_path * background_path).sum() / world_path.square().sum())
-    misfit = float((scale * world_path - background_path).norm())
+    world_path, background_path = (_centred(poses[:, :3, 3]) for poses in (world_from_cam, background_from_cam))
+    if scale is None and world_path.norm() == 0:
+        raise DatasetError(
+            "the training camera stands still, so held-out cameras cannot be placed; remove transforms_test.json "
+            "and transforms_stereo.json."
+        )
+    aligned = align_poses(world_from_cam, background_from_cam, scale)
+    misfit = float((aligned.scale * world_path @ aligned.rotation.T - background_path).norm())
     if misfit > WORST_MISFIT * float(background_path.norm()) + 1e-6:
         raise DatasetError(
             f"the camera path of transforms_train.json and the background's poses differ by {misfit:.3g} "
             f"over a path of {float(background_path.norm()):.3g}, so held-out cameras cannot be placed; "
             "check the poses, or remove transforms_test.json and transforms_stereo.json."
         )
-    return Similarity(scale, rotation, background_mean - scale * world_mean)
+    return aligned
+
+
+def _centred(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    return points - points.mean(0)
 
 
 def camera_in_background(

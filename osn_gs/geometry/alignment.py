@@ -1,4 +1,4 @@
-"""Least-squares rotation and similarity."""
+"""Least-squares rotation and similarity, of points and of camera poses."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ def align_points(source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> 
     rotation = closest_rotation(covariance)
     scale = float((rotation * covariance).sum() / source_centred.square().sum())
     return Similarity(scale, rotation, target_mean - scale * rotation @ source_mean)
+
+
+def align_poses(
+    source_from_cam: Float[Tensor, "t 4 4"], target_from_cam: Float[Tensor, "t 4 4"], scale: float | None = None
+) -> Similarity:
+    """The similarity from the source frame to the target frame that takes each camera closest to its counterpart.
+
+    Orientations fix the rotation (so a straight path, or one that stands still, is enough), centres the translation
+    and, in least squares, the scale where `scale` is not given: for that the centres must not all coincide.
+    """
+    rotation = closest_rotation((target_from_cam[:, :3, :3] @ source_from_cam[:, :3, :3].mT).sum(0))
+    source_centres, target_centres = source_from_cam[:, :3, 3] @ rotation.T, target_from_cam[:, :3, 3]
+    source_mean, target_mean = source_centres.mean(0), target_centres.mean(0)
+    if scale is None:
+        source_path = source_centres - source_mean
+        scale = float((source_path * (target_centres - target_mean)).sum() / source_path.square().sum())
+    return Similarity(scale, rotation, target_mean - scale * source_mean)

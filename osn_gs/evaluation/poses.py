@@ -1,0 +1,72 @@
+"""How far estimated poses of an object are from the true ones, once their frames and units are brought together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from osn_gs.geometry.alignment import align_poses
+from osn_gs.geometry.se3 import invert_rigid
+
+
+@dataclass(frozen=True)
+class PoseErrors:
+    """Errors in the r registered frames, after the best Sim(3) alignment of the camera's path about the object.
+
+    `rotation` is in degrees; `centre` the distance between estimated and true camera centre, as a share of the
+    distance between camera and object. `scale` is how many of the estimate's units make one true unit.
+    """
+
+    frames: Int[np.ndarray, "r"]
+    rotation: Float[np.ndarray, "r"]
+    centre: Float[np.ndarray, "r"]
+    scale: float
+
+
+def pose_errors(
+    cam_from_obj: Float[np.ndarray, "t 4 4"],
+    registered: Bool[np.ndarray, "t"],
+    true_cam_from_obj: Float[np.ndarray, "t 4 4"],
+    distance: float,
+) -> PoseErrors:
+    """Compare an object's estimated poses with its true ones over the registered frames (at least two).
+
+    A reconstruction's frame and unit of length are arbitrary. They are brought to the truth's by `align_poses`:
+    the rotation from the orientations, which hold also where the camera hardly moves about the object, scale and
+    translation from the centres.
+
+    Args:
+        cam_from_obj: estimated poses in any frame and unit; OpenCV camera axes, as the true ones.
+        registered: frames whose estimate counts.
+        true_cam_from_obj: true poses in true units.
+        distance: of camera and object, in true units, to which centre errors are relative.
+    """
+    frames = np.flatnonzero(registered)
+    assert len(frames) >= 2, "poses of one frame align with anything"
+    true_from_cam = invert_rigid(torch.from_numpy(true_cam_from_obj[frames]))
+    estimated_from_cam = invert_rigid(torch.from_numpy(cam_from_obj[frames]))
+    aligned = align_poses(true_from_cam, estimated_from_cam)
+    turned = (aligned.rotation @ true_from_cam[:, :3, :3]).mT @ estimated_from_cam[:, :3, :3]
+    off_centre = (aligned.apply(true_from_cam[:, :3, 3]) - estimated_from_cam[:, :3, 3]).norm(dim=1) / abs(
+        aligned.scale
+    )
+    return PoseErrors(frames, rotation_angles(turned.numpy()), (off_centre / distance).numpy(), aligned.scale)
+
+
+def rotation_angles(rotations: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n"]:
+    """Angles in degrees, 0 to 180, by which rotation matrices turn.
+
+    Sine and cosine together: the arc cosine alone loses half the digits at small angles.
+    """
+    axis = np.stack([rotations[:, j, i] - rotations[:, i, j] for i, j in ((1, 2), (2, 0), (0, 1))], axis=1)
+    return np.degrees(np.arctan2(np.linalg.norm(axis, axis=1), np.trace(rotations, axis1=1, axis2=2) - 1))
+
+
+def object_distance(depths: Float[np.ndarray, "t h w"], object_ids: Int[np.ndarray, "t h w"], object_id: int) -> float:
+    """Median z-depth of an object's pixels over a clip: what centre errors are relative to."""
+    seen = depths[(object_ids == object_id) & np.isfinite(depths) & (depths > 0)]
+    assert seen.size > 0, f"object {object_id} is seen nowhere"
+    return float(np.median(seen))
