@@ -68,9 +68,9 @@ class SourceCamera:
 class FrameWarp:
     """How source images become the clip's frames.
 
-    A lens with distortion (`camera`) is first replaced by a pinhole of its mean focal length, in an image of
-    `source_size` whose middle is the principal point. Then `crop` (x, y, w, h, whole source pixels) is taken and made
-    `size` (w, h) large.
+    Without `camera`, `crop` (x, y, w, h, whole pixels) of the source image is taken. A lens with distortion is replaced
+    by a pinhole of its mean focal length first, in an image as large as `crop` (x = y = 0) whose middle is the
+    principal point. Either is then made `size` (w, h) large.
     """
 
     source_size: tuple[int, int]
@@ -106,7 +106,7 @@ class FrameWarp:
     @cached_property
     def _undistortion(self) -> tuple[Float[np.ndarray, "hs ws"], Float[np.ndarray, "hs ws"]]:
         """Where each pixel of the image without distortion is found in the source, in OpenCV's integer centres."""
-        width, height = self.source_size
+        width, height = self.crop[2:]
         columns, rows = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
         rays = np.stack([columns, rows, np.full_like(rows, self.camera.focal)], axis=-1)
         found = self.camera.colmap().img_from_cam(rays.reshape(-1, 3)) - 0.5
@@ -135,9 +135,7 @@ def fit_warp(source_size: tuple[int, int], camera: SourceCamera | None, longest_
         crop, lens = (x, y, crop_width, crop_height), None
     else:
         half_width, half_height = _visible_half_size(camera)
-        x = math.ceil(max(width / 2 - half_width, 0))
-        y = math.ceil(max(height / 2 - half_height, 0))
-        crop, lens = (x, y, width - 2 * x, height - 2 * y), camera
+        crop, lens = (0, 0, math.floor(2 * half_width), math.floor(2 * half_height)), camera
     longest = max(crop[2:])
     scale = 1.0 if longest_side is None else min(1.0, longest_side / longest)
     size = (round(crop[2] * scale), round(crop[3] * scale))
