@@ -30,9 +30,7 @@ def read_camera(path: Path, image_size: tuple[int, int]) -> SourceCamera:
         ConfigError: nothing is there, several cameras differ, or the images have another shape.
     """
     if not path.exists():
-        raise ConfigError(
-            f"{path}: no such file or folder; expected a transforms.json or the folder of a COLMAP model."
-        )
+        raise ConfigError(f"{path}: no such file or folder; expected a transforms.json or a COLMAP model.")
     camera = _read_colmap(path) if path.is_dir() else _read_nerfstudio(path, image_size)
     if not (math.isfinite(sum(camera.params)) and camera.focal > 0):
         raise ConfigError(f"{path}: camera {camera.model} has parameters {camera.params}; expected a focal length > 0.")
@@ -51,9 +49,7 @@ def _read_colmap(folder: Path) -> SourceCamera:
             model = folder / place
             break
     else:
-        raise ConfigError(
-            f"{folder}: holds no COLMAP model; expected cameras.bin (or .txt), images and points3D in it."
-        )
+        raise ConfigError(f"{folder}: holds no COLMAP model; expected cameras, images and points3D (.bin or .txt).")
     try:
         cameras = pycolmap.Reconstruction(str(model)).cameras.values()
     except (RuntimeError, ValueError) as error:
@@ -91,9 +87,7 @@ def _read_nerfstudio(path: Path, image_size: tuple[int, int]) -> SourceCamera:
     if name == "OPENCV_FISHEYE":
         return SourceCamera(name, (width, height), (*lens, k1, k2, k3, k4))
     if k4:
-        raise ConfigError(
-            f"{path}: k4 is {k4:g}, but a camera of model {name} is known up to k3; undistort the images."
-        )
+        raise ConfigError(f"{path}: k4 is {k4:g}, but cameras of model {name} go up to k3; undistort the images.")
     # OpenCV's rational model with an empty denominator: the polynomial k1, k2, k3 that nerfstudio uses.
     return SourceCamera("FULL_OPENCV", (width, height), (*lens, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
 

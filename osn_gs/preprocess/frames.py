@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,71 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osn_gs.data.osn_files import read_image, read_json
-from osn_gs.errors import DatasetError
+from osn_gs.errors import ConfigError, DatasetError
 from osn_gs.files import write_json_atomic
-from osn_gs.preprocess.camera import FrameWarp, SourceCamera
+from osn_gs.preprocess.camera import FrameWarp, SourceCamera, fit_warp
+from osn_gs.preprocess.camera_files import read_camera
+from osn_gs.preprocess.clip import FEWEST_FRAMES, Clip, open_folder, open_video
+from osn_gs.preprocess.contact_sheet import contact_sheet, write_picture
+from osn_gs.preprocess.frame_quality import cell_means, find_blurred, same_picture, sharpness_of
+from osn_gs.preprocess.image_folder import focal_from_exif
+from osn_gs.preprocess.progress import Progress, no_progress
 
 RECORD_FILE = Path("prepare") / "frames.json"
+PICTURE_FILE = Path("prepare") / "frames.png"
 IMAGES_FOLDER = "images_train"
+MANY_FRAMES = 300  # from here on advice is given: time and memory grow with the frames, the result hardly does
+LARGE_SIDE = 1280  # pixels; the same for size
+FRAMES_SHOWN = 12  # on the sheet
+LISTED = 8  # frames that advice names by number
+FOCAL_LIMITS = (0.2, 20.0)  # of the longer side: 136 and 3 degrees; millimetres given for pixels lie below
+SAME_FOCAL = 1.02  # ratio of EXIF focal lengths in a clip that was not zoomed
 
 FocalSource = Literal["given", "camera file", "EXIF"]
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Which images the clip is made of, and their camera. Either `video` or `images`."""
+
+    video: Path | None = None
+    """Video file."""
+    images: Path | None = None
+    """Folder of images, taken in the order of their names (2 before 10)."""
+    start: float | None = None
+    """Of a video: seconds from its begin at which the clip starts."""
+    end: float | None = None
+    """Of a video: seconds from its begin at which the clip ends."""
+    every: int = 1
+    """Take every n-th frame."""
+    max_frames: int | None = None
+    """Take at most this many frames, evenly spread over what is left after `every`."""
+    longest_side: int | None = None
+    """Make frames smaller, so that their longer side has this many pixels."""
+    focal: float | None = None
+    """Focal length in pixels of the source images; by default a camera file's, EXIF's as a hint, or estimated."""
+    camera: Path | None = None
+    """Intrinsics with distortion: a nerfstudio transforms.json or the folder of a COLMAP model."""
+
+    def __post_init__(self) -> None:
+        if self.video is not None and self.images is not None:
+            raise ConfigError("video and images are both given; expected one of them.")
+        if self.focal is not None and self.camera is not None:
+            raise ConfigError("focal and camera are both given; expected one of them (the camera file has a focal).")
+        if self.images is not None and (self.start is not None or self.end is not None):
+            raise ConfigError("start and end are seconds of a video; for a folder of images use every and max_frames.")
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"{name} is {value:g}; expected seconds from the video's begin, 0 or more.")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ConfigError(f"end is {self.end:g} s, start {self.start:g} s; expected an end after the start.")
+        for name, least in (("every", 1), ("max_frames", FEWEST_FRAMES), ("longest_side", 64)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; expected {least} or more.")
+        if self.focal is not None and not 0 < self.focal < float("inf"):
+            raise ConfigError(f"focal is {self.focal:g}; expected pixels of the source image, more than 0.")
 
 
 @dataclass(frozen=True)
@@ -79,6 +137,8 @@ def read_frames_record(scene: Path) -> FramesRecord:
         DatasetError: the file is missing or is not such a record.
     """
     path = scene / RECORD_FILE
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; run the frames step first.")
     content = read_json(path)
     try:
         return _parse_record(content)
@@ -123,3 +183,143 @@ def read_frames(scene: Path) -> UInt8[np.ndarray, "t h w 3"]:
 def frame_path(scene: Path, number: int) -> Path:
     """Where the image of a frame lies."""
     return scene / IMAGES_FOLDER / f"{number:04d}.png"
+
+
+def open_clip(config: FramesConfig) -> Clip:
+    """Choose the frames that `config` asks for; no pixels are kept.
+
+    Raises:
+        ConfigError: no source is given, or the time range lies outside the video.
+        DatasetError: the source cannot be read, or fewer than three frames are left.
+    """
+    if config.video is not None:
+        return open_video(config.video, config.start, config.end, config.every, config.max_frames)
+    if config.images is not None:
+        return open_folder(config.images, config.every, config.max_frames)
+    raise ConfigError("no clip is given; expected `--video FILE` or `--images FOLDER`.")
+
+
+def load_frames(
+    config: FramesConfig, progress: Progress = no_progress
+) -> tuple[UInt8[np.ndarray, "t h w 3"], FramesRecord]:
+    """The frames of a clip in memory, as `extract_frames` would write them, and their record.
+
+    Raises:
+        ConfigError, DatasetError: the clip cannot be used; see `open_clip`.
+    """
+    clip = open_clip(config)
+    images: list[UInt8[np.ndarray, "h w 3"]] = []
+    record, _ = _make_frames(clip, config, lambda _, image: images.append(image), progress)
+    return np.stack(images), record
+
+
+def extract_frames(
+    scene: Path, staging: Path, config: FramesConfig, progress: Progress = no_progress
+) -> tuple[str, ...]:
+    """The frames step: images_train/%04d.png, prepare/frames.json and a sheet of frames; returns advice.
+
+    Raises:
+        ConfigError, DatasetError: the clip cannot be used; see `open_clip`.
+    """
+    clip = open_clip(config)
+    shown = set(np.rint(np.linspace(0, len(clip) - 1, min(FRAMES_SHOWN, len(clip)))).astype(int).tolist())
+    pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+
+    def write(number: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        write_picture(frame_path(staging, number), image)
+        if number in shown:
+            pictures[number] = image
+
+    record, repeated = _make_frames(clip, config, write, progress)
+    write_frames_record(staging, record)
+    blurred = find_blurred([frame.sharpness for frame in record.frames])
+    captions = [_caption(number, record.frames[number], bool(blurred[number])) for number in pictures]
+    write_picture(staging / PICTURE_FILE, contact_sheet(list(pictures.values()), captions))
+    return _advice(record, np.flatnonzero(blurred).tolist(), repeated, clip)
+
+
+def _make_frames(
+    clip: Clip, config: FramesConfig, keep: Callable[[int, UInt8[np.ndarray, "h w 3"]], None], progress: Progress
+) -> tuple[FramesRecord, list[int]]:
+    """Hand every frame to `keep(number, image)`; returns the record and the frames that repeat the one before."""
+    warp, frames, repeated, previous = None, [], [], None
+    for number, source_image in enumerate(clip.images()):
+        if warp is None:
+            warp, focal, focal_source = _camera_of(clip, config, (source_image.shape[1], source_image.shape[0]))
+        image = warp.image(source_image)
+        cells = cell_means(image)
+        if previous is not None and same_picture(previous, cells):
+            repeated.append(number)
+        previous = cells
+        frames.append(SourceFrame(clip.indices[number], clip.names[number], clip.times[number], sharpness_of(image)))
+        keep(number, image)
+        progress(number + 1, len(clip))
+    return FramesRecord(tuple(frames), warp, focal, focal_source), repeated
+
+
+def _camera_of(
+    clip: Clip, config: FramesConfig, source_size: tuple[int, int]
+) -> tuple[FrameWarp, float | None, FocalSource | None]:
+    """How images become frames, the frames' focal length and where it is known from."""
+    if config.camera is not None:
+        camera = read_camera(config.camera, source_size)
+        warp, focal, source = fit_warp(source_size, camera, config.longest_side), camera.focal, "camera file"
+        _check_focal(focal, source_size, str(config.camera))
+    else:
+        warp = fit_warp(source_size, None, config.longest_side)
+        focal, source = config.focal, "given"
+        if focal is not None:
+            _check_focal(focal, source_size, "focal")
+        else:
+            found = [value for value in map(focal_from_exif, clip.files) if value is not None]
+            focal, source = (float(np.median(found)), "EXIF") if found else (None, None)
+    return warp, None if focal is None else focal * warp.scale, source
+
+
+def _check_focal(focal: float, source_size: tuple[int, int], where: str) -> None:
+    least, most = (limit * max(source_size) for limit in FOCAL_LIMITS)
+    if not least <= focal <= most:
+        raise ConfigError(
+            f"{where}: focal length is {focal:g} pixels for images of {source_size[0]}x{source_size[1]}; expected "
+            f"{least:.0f} to {most:.0f}. It is in pixels of the source image, not in millimetres."
+        )
+
+
+def _caption(number: int, frame: SourceFrame, is_blurred: bool) -> str:
+    place = f"#{frame.index}" if frame.time is None else f"{frame.time:.2f} s"
+    return f"{number}  {place}{'  BLURRED' if is_blurred else ''}"
+
+
+def _advice(record: FramesRecord, blurred: list[int], repeated: list[int], clip: Clip) -> tuple[str, ...]:
+    lines = []
+    if blurred:
+        lines.append(
+            f"{_count(blurred, record)} blurred compared with the frames around; their tracks will be poor. Leave "
+            "them out by another time range, by `every`, or by deleting the images."
+        )
+    if repeated:
+        lines.append(
+            f"{_count(repeated, record)} the same picture as the frame before: nothing moves there. Take fewer frames "
+            "(`every`) or a range in which camera and objects move."
+        )
+    if len(record.frames) > MANY_FRAMES:
+        lines.append(f"{len(record.frames)} frames take long; 100 do as well mostly: `max_frames 100`.")
+    if max(record.size) > LARGE_SIDE:
+        lines.append(f"Frames of {record.size[0]}x{record.size[1]} pixels train slowly on a CPU: `longest_side 960`.")
+    focals = [value for value in map(focal_from_exif, clip.files) if value is not None]
+    if focals and max(focals) > SAME_FOCAL * min(focals):
+        lines.append(
+            f"EXIF focal lengths go from {min(focals):.0f} to {max(focals):.0f} pixels: the clip is zoomed, but one "
+            "focal length is assumed. Use images of one."
+        )
+    return tuple(lines)
+
+
+def _count(numbers: list[int], record: FramesRecord) -> str:
+    """\"Frames 3 and 7 (source 30, 70) are\", at most some of them by number."""
+    shown = ", ".join(str(number) for number in numbers[:LISTED])
+    sources = ", ".join(record.frames[number].name or str(record.frames[number].index) for number in numbers[:LISTED])
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return (
+        f"Frame{'s' if len(numbers) > 1 else ''} {shown}{more} (source {sources}) {'are' if len(numbers) > 1 else 'is'}"
+    )

@@ -72,8 +72,8 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _grey_to_rgb(grey: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    if not (np.isfinite(grey).all() and 0 <= grey.min() and grey.max() <= 65535) or grey.dtype.kind == "f":
-        raise ValueError("grey values are no whole numbers of 8 or 16 bits")
+    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("grey values are not 16-bit whole numbers")
     return np.repeat(np.rint(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
 
 
