@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,8 +14,6 @@ from osn_gs.preprocess.image_folder import list_images, read_picture
 from osn_gs.preprocess.video import read_video_frames, video_times
 
 FEWEST_FRAMES = 3  # structure needs three views; masks and tracks rely on neighbours too
-
-Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Clip:
 
 
 def open_video(path: Path, start: float | None, end: float | None, every: int, max_frames: int | None) -> Clip:
-    """Frames of a video shown from `start` to `end` (seconds), of these every n-th, of these `max_frames` spread evenly.
+    """Frames of a video from `start` to `end` (seconds), every n-th of these, of them `max_frames` spread evenly.
 
     Raises:
         ConfigError: the time range lies outside the video.
@@ -83,18 +80,18 @@ def open_video(path: Path, start: float | None, end: float | None, every: int, m
 
 
 def open_folder(path: Path, every: int, max_frames: int | None) -> Clip:
-    """Images of a folder in natural order, of these every n-th, of these `max_frames` spread evenly.
+    """Every n-th image of a folder in natural order, of them `max_frames` spread evenly.
 
     Raises:
         DatasetError: the folder has no images, or fewer than three are left.
     """
     files = list_images(path)
-    chosen = _thin_out(list(range(len(files))), every, max_frames)
+    chosen = _thin_out(range(len(files)), every, max_frames)
     _check_enough(path, len(chosen), len(files))
     return Clip(path, tuple(chosen), tuple(files[index].name for index in chosen), (None,) * len(chosen))
 
 
-def _thin_out(frames: list[Choice], every: int, max_frames: int | None) -> list[Choice]:
+def _thin_out(frames: Sequence[int], every: int, max_frames: int | None) -> Sequence[int]:
     frames = frames[::every]
     if max_frames is None or len(frames) <= max_frames:
         return frames

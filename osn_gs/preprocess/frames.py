@@ -17,9 +17,9 @@ from osn_gs.files import write_json_atomic
 from osn_gs.preprocess.camera import FrameWarp, SourceCamera, fit_warp
 from osn_gs.preprocess.camera_files import read_camera
 from osn_gs.preprocess.clip import FEWEST_FRAMES, Clip, open_folder, open_video
-from osn_gs.preprocess.contact_sheet import contact_sheet, write_picture
 from osn_gs.preprocess.frame_quality import cell_means, find_blurred, same_picture, sharpness_of
 from osn_gs.preprocess.image_folder import focal_from_exif
+from osn_gs.preprocess.pictures import contact_sheet, write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
 
 RECORD_FILE = Path("prepare") / "frames.json"
@@ -30,6 +30,7 @@ LARGE_SIDE = 1280  # pixels; the same for size
 FRAMES_SHOWN = 12  # on the sheet
 LISTED = 8  # frames that advice names by number
 FOCAL_LIMITS = (0.2, 20.0)  # of the longer side: 136 and 3 degrees; millimetres given for pixels lie below
+SMALL_SHARE = 0.7  # of the source's pixels that the crop about the principal point keeps
 SAME_FOCAL = 1.02  # ratio of EXIF focal lengths in a clip that was not zoomed
 
 FocalSource = Literal["given", "camera file", "EXIF"]
@@ -235,7 +236,7 @@ def extract_frames(
     blurred = find_blurred([frame.sharpness for frame in record.frames])
     captions = [_caption(number, record.frames[number], bool(blurred[number])) for number in pictures]
     write_picture(staging / PICTURE_FILE, contact_sheet(list(pictures.values()), captions))
-    return _advice(record, np.flatnonzero(blurred).tolist(), repeated, clip)
+    return _advice(clip, record, np.flatnonzero(blurred).tolist(), repeated)
 
 
 def _make_frames(
@@ -261,28 +262,28 @@ def _camera_of(
     clip: Clip, config: FramesConfig, source_size: tuple[int, int]
 ) -> tuple[FrameWarp, float | None, FocalSource | None]:
     """How images become frames, the frames' focal length and where it is known from."""
-    if config.camera is not None:
-        camera = read_camera(config.camera, source_size)
-        warp, focal, source = fit_warp(source_size, camera, config.longest_side), camera.focal, "camera file"
-        _check_focal(focal, source_size, str(config.camera))
+    camera = None if config.camera is None else read_camera(config.camera, source_size)
+    warp = fit_warp(source_size, camera, config.longest_side)
+    if camera is not None:
+        focal, source, place = camera.focal, "camera file", str(config.camera)
+    elif config.focal is not None:
+        focal, source, place = config.focal, "given", "focal"
     else:
-        warp = fit_warp(source_size, None, config.longest_side)
-        focal, source = config.focal, "given"
-        if focal is not None:
-            _check_focal(focal, source_size, "focal")
-        else:
-            found = [value for value in map(focal_from_exif, clip.files) if value is not None]
-            focal, source = (float(np.median(found)), "EXIF") if found else (None, None)
-    return warp, None if focal is None else focal * warp.scale, source
-
-
-def _check_focal(focal: float, source_size: tuple[int, int], where: str) -> None:
+        focals = _exif_focals(clip)
+        focal, source, place = (float(np.median(focals)), "EXIF", f"{clip.path}: EXIF") if focals else (None, None, "")
+    if focal is None:
+        return warp, None, None
     least, most = (limit * max(source_size) for limit in FOCAL_LIMITS)
     if not least <= focal <= most:
         raise ConfigError(
-            f"{where}: focal length is {focal:g} pixels for images of {source_size[0]}x{source_size[1]}; expected "
-            f"{least:.0f} to {most:.0f}. It is in pixels of the source image, not in millimetres."
+            f"{place}: focal length is {focal:g} pixels for images of {source_size[0]}x{source_size[1]}; expected "
+            f"{least:.0f} to {most:.0f}. Give it in pixels of the source image, not in millimetres."
         )
+    return warp, focal * warp.scale, source
+
+
+def _exif_focals(clip: Clip) -> list[float]:
+    return [focal for focal in map(focal_from_exif, clip.files) if focal is not None]
 
 
 def _caption(number: int, frame: SourceFrame, is_blurred: bool) -> str:
@@ -290,36 +291,45 @@ def _caption(number: int, frame: SourceFrame, is_blurred: bool) -> str:
     return f"{number}  {place}{'  BLURRED' if is_blurred else ''}"
 
 
-def _advice(record: FramesRecord, blurred: list[int], repeated: list[int], clip: Clip) -> tuple[str, ...]:
+def _advice(clip: Clip, record: FramesRecord, blurred: list[int], repeated: list[int]) -> tuple[str, ...]:
     lines = []
     if blurred:
         lines.append(
-            f"{_count(blurred, record)} blurred compared with the frames around; their tracks will be poor. Leave "
-            "them out by another time range, by `every`, or by deleting the images."
+            f"{_name(blurred, record)} blurred compared with the frames around; few points can be followed through. "
+            "Choose another time range or another `every`, or delete the images."
         )
     if repeated:
         lines.append(
-            f"{_count(repeated, record)} the same picture as the frame before: nothing moves there. Take fewer frames "
-            "(`every`) or a range in which camera and objects move."
+            f"{_name(repeated, record)} the same picture as the frame before. Take every second or third frame, or a "
+            "time range in which camera and objects move."
         )
     if len(record.frames) > MANY_FRAMES:
-        lines.append(f"{len(record.frames)} frames take long; 100 do as well mostly: `max_frames 100`.")
+        lines.append(f"{len(record.frames)} frames take long; 100 mostly do as well: set `max_frames` to 100.")
     if max(record.size) > LARGE_SIDE:
-        lines.append(f"Frames of {record.size[0]}x{record.size[1]} pixels train slowly on a CPU: `longest_side 960`.")
-    focals = [value for value in map(focal_from_exif, clip.files) if value is not None]
+        lines.append(f"Frames of {_size(record.size)} pixels take long; set `longest_side` to 960 or so.")
+    kept = record.warp.crop[2] * record.warp.crop[3] / (record.source_size[0] * record.source_size[1])
+    if kept < SMALL_SHARE:
+        lines.append(
+            f"Only {kept:.0%} of the {_size(record.source_size)} source pixels are left about the camera's principal "
+            "point; check that the camera file belongs to these images."
+        )
+    focals = _exif_focals(clip)
     if focals and max(focals) > SAME_FOCAL * min(focals):
         lines.append(
-            f"EXIF focal lengths go from {min(focals):.0f} to {max(focals):.0f} pixels: the clip is zoomed, but one "
-            "focal length is assumed. Use images of one."
+            f"EXIF focal lengths go from {min(focals):.0f} to {max(focals):.0f} pixels: the clip was zoomed, but one "
+            "focal length is assumed throughout. Use images of one."
         )
     return tuple(lines)
 
 
-def _count(numbers: list[int], record: FramesRecord) -> str:
-    """\"Frames 3 and 7 (source 30, 70) are\", at most some of them by number."""
-    shown = ", ".join(str(number) for number in numbers[:LISTED])
-    sources = ", ".join(record.frames[number].name or str(record.frames[number].index) for number in numbers[:LISTED])
+def _name(numbers: list[int], record: FramesRecord) -> str:
+    """Frames as the subject of a sentence, with their source names or numbers: "Frames 3, 7 (source 30, 70) are"."""
+    listed = numbers[:LISTED]
+    sources = [record.frames[number].name or str(record.frames[number].index) for number in listed]
     more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
-    return (
-        f"Frame{'s' if len(numbers) > 1 else ''} {shown}{more} (source {sources}) {'are' if len(numbers) > 1 else 'is'}"
-    )
+    noun, verb = ("Frame", "is") if len(numbers) == 1 else ("Frames", "are")
+    return f"{noun} {', '.join(map(str, listed))} (source {', '.join(sources)}){more} {verb}"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
