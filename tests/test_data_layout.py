@@ -379,3 +379,29 @@ def test_objects_that_never_overlap_are_no_error(folder):
     stripes = np.where(np.arange(64) % 16 < 4, np.arange(64) // 16, 0)
     edit_masks(folder, lambda ids: np.broadcast_to(stripes, ids.shape))
     assert load_scene(folder).num_objects == 4
+
+
+def test_near_and_far_are_the_folders_unless_given(folder, demo_folder):
+    expected = load_scene(demo_folder)
+    assert (expected.near, expected.far) == (1, 8)
+    edit_transforms(folder, lambda c: c.update(near=0.5))
+    kept = load_scene(folder)
+    assert (kept.near, kept.far) == (0.5, 8)
+    assert_close(kept.scale_ranges, expected.scale_ranges)  # the ranges its preparation has found
+    assert_close(load_scene(folder, near=1).scale_ranges, expected.scale_ranges)  # found anew, as they were found
+
+
+def test_another_near_than_the_folders_finds_the_ranges_anew(demo_folder):
+    usual, nearer = load_scene(demo_folder), load_scene(demo_folder, near=0.5)
+    ratios = [scene.scale_ranges[1:, 1] / scene.scale_ranges[1:, 0] for scene in (usual, nearer)]
+    assert_close(ratios[1], 2 * ratios[0])
+    upper = [scene.scale_ranges[1:, 1] / scene.truth.object_scales[1:] for scene in (usual, nearer)]
+    assert_close(upper[1], upper[0])  # only the near end has moved
+
+
+@pytest.mark.parametrize(("given", "named"), [({}, "transforms_train.json: `near`"), ({"near": 9}, "near and far: ")])
+def test_near_must_be_before_far(folder, given, named):
+    if not given:
+        edit_transforms(folder, lambda c: c.update(near=8.5))
+    with pytest.raises(DatasetError, match=named):
+        load_scene(folder, **given)

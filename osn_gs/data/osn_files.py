@@ -36,14 +36,19 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class Transforms:
-    """A transforms_*.json: one camera model (pixels of the original size) and its frames."""
+    """A transforms_*.json: one camera model (pixels of the original size) and its frames.
+
+    `pixel_center`, `near` and `far` are keys of our own (see `osn_layout.py`), None where the file lacks them.
+    """
 
     path: Path
     height: int
     width: int
     focal: float
-    pixel_center: float | None
     frames: tuple[FrameRecord, ...]
+    pixel_center: float | None
+    near: float | None
+    far: float | None
 
     @property
     def has_object_poses(self) -> bool:
@@ -84,7 +89,9 @@ def read_transforms(path: Path) -> Transforms:
         raise DatasetError(
             f"{path}: focal length comes to {focal:g} px for images {width} px wide; expected 0 to 100 x."
         )
-    pixel_center = _number(content, "pixel_center", str(path)) if "pixel_center" in content else None
+    ours = {
+        key: _number(content, key, str(path)) if key in content else None for key in ("pixel_center", "near", "far")
+    }
     frames = tuple(_read_frame(frame, f"{path}: frame {i}") for i, frame in enumerate(content["frames"]))
     counts = [None if frame.world_from_obj is None else len(frame.world_from_obj) for frame in frames]
     for index, count in enumerate(counts):
@@ -92,7 +99,7 @@ def read_transforms(path: Path) -> Transforms:
             raise DatasetError(
                 f"{path}: frame {index}: {count} object_poses but frame 0 has {counts[0]}; expected as many."
             )
-    return Transforms(path, height, width, focal, pixel_center, frames)
+    return Transforms(path, height, width, focal, frames, **ours)
 
 
 def _number(content: dict[str, Any], key: str, where: str) -> float:

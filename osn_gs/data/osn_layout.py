@@ -14,6 +14,7 @@ All conventions change here and nowhere else:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,7 @@ from osn_gs.errors import DatasetError
 from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv
 
 PoseSource = Literal["auto", "preproc", "truth"]
+DEFAULT_NEAR, DEFAULT_FAR = 1.0, 8.0  # released code, all scenes
 SMALLEST_IMAGE = 16  # pixels a side after downscaling
 
 
@@ -52,8 +54,8 @@ def load_scene(
     poses: PoseSource = "auto",
     downscale: int = 1,
     seed: int = 0,
-    near: float = 1.0,
-    far: float = 8.0,
+    near: float | None = None,
+    far: float | None = None,
     pixel_center: float | None = None,
 ) -> SceneData:
     """Read a scene folder, synthetic or real.
@@ -65,8 +67,10 @@ def load_scene(
             in a random gauge, with noisy points), "auto" takes "preproc".
         downscale: whole factor by which images, masks and depths shrink; see `downscale.py`.
         seed: for the gauges and the noise of poses="truth".
-        near: nearest z-depth any object may have, in the scene's units.
-        far: farthest.
+        near: nearest z-depth any object may have, in the scene's units. By default what the training transforms file
+            says under this key, else 1 (METHOD 3). Another value than the folder's has all scale ranges found anew
+            from the sparse points, whatever the PREPROC folder says.
+        far: farthest; by default the file's, else 8.
         pixel_center: see above. By default what the training transforms file says under this key, else 0.5 with true
             poses and 0 with preprocessed ones, which the released pipeline has estimated that way.
 
@@ -88,6 +92,9 @@ def load_scene(
             "a side; choose a smaller one."
         )
     preproc_folder = _choose_poses(folder, preproc, poses, transforms)
+    folder_near, folder_far = _depth_limits(transforms)
+    near, far = folder_near if near is None else near, folder_far if far is None else far
+    _check_depth_limits(near, far, "near and far")
     if pixel_center is None:
         default = 0.5 if preproc_folder is None else 0.0
         pixel_center = default if transforms.pixel_center is None else transforms.pixel_center
@@ -95,6 +102,8 @@ def load_scene(
     images = read_image_sequence(folder / "images_train", transforms)
     object_ids = _read_object_ids(folder, transforms, preproc_folder)
     reconstruction = _read_reconstructions(folder, transforms, preproc_folder, object_ids, pixel_center, seed)
+    if (near, far) != (folder_near, folder_far):
+        reconstruction = tuple(replace(obj, scale_range=None) for obj in reconstruction)
     objects = to_scene_units(reconstruction, near, far)
     cam_from_background = objects[0].cam_from_obj
     known_scale = objects[0].true_scale if preproc_folder is None else None
@@ -114,6 +123,19 @@ def load_scene(
         truth=_read_truth(folder, objects, object_ids, downscale),
         folder=folder,
     )
+
+
+def _depth_limits(transforms: Transforms) -> tuple[float, float]:
+    """The folder's own near and far."""
+    near = DEFAULT_NEAR if transforms.near is None else transforms.near
+    far = DEFAULT_FAR if transforms.far is None else transforms.far
+    _check_depth_limits(near, far, f"{transforms.path}: `near` and `far`")
+    return near, far
+
+
+def _check_depth_limits(near: float, far: float, what: str) -> None:
+    if not 0 < near < far:
+        raise DatasetError(f"{what}: expected 0 < near < far, got {near:g} and {far:g}.")
 
 
 def _choose_poses(folder: Path, preproc: str | None, poses: PoseSource, transforms: Transforms) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,6 +26,11 @@ class ObjectReconstruction:
     points: SparsePoints
     scale_range: tuple[float, float] | None = None
     true_scale: float | None = None
+
+
+def error_weights(errors: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """Weights of observations by reprojection error, 2 exp(-(e / mean e)^2), as in the released code (METHOD 3)."""
+    return 2 * torch.exp(-((errors / errors.mean().clamp_min(1e-12)) ** 2))
 
 
 def change_units(obj: ObjectReconstruction, factor: float) -> ObjectReconstruction:
@@ -48,7 +54,7 @@ def normalize_object(obj: ObjectReconstruction, near: float, far: float, name: s
     """
     if obj.scale_range is not None:
         return change_units(obj, 0.5 * sum(obj.scale_range))
-    initial = initial_scale_range(_depths_by_frame(obj.points), near, far, name)
+    initial = initial_scale_range(depths_by_frame(obj.points), near, far, name)
     return replace(change_units(obj, initial.unit_factor), scale_range=(initial.lo, initial.hi))
 
 
@@ -62,7 +68,7 @@ def to_scene_units(
     """
     background, moving = objects[0], objects[1:]
     if any(obj.scale_range is None for obj in moving):
-        factor = background_unit_factor(_depths_by_frame(background.points), far)
+        factor = background_unit_factor(depths_by_frame(background.points), far)
         background = change_units(background, factor)
         moving = [_in_grown_scene(obj, factor) for obj in moving]
     return (background, *(normalize_object(obj, near, far, f"object {k}") for k, obj in enumerate(moving, start=1)))
@@ -75,5 +81,6 @@ def _in_grown_scene(obj: ObjectReconstruction, factor: float) -> ObjectReconstru
     return replace(obj, scale_range=(obj.scale_range[0] * factor, obj.scale_range[1] * factor))
 
 
-def _depths_by_frame(points: SparsePoints) -> list[Float[Tensor, "n"]]:
+def depths_by_frame(points: SparsePoints) -> list[Float[Tensor, "n"]]:
+    """Depths of the points of every frame that has some."""
     return [points.depths[points.frames == frame] for frame in points.frames.unique()]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from osn_gs.data.pinhole import project, unproject
-from osn_gs.data.reconstruction import ObjectReconstruction
+from osn_gs.data.reconstruction import ObjectReconstruction, error_weights
 from osn_gs.data.scene_data import SparsePoints
 from osn_gs.errors import DatasetError
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, transform_points
@@ -77,11 +77,6 @@ def observe_surface_points(
         errors=errors,
         weights=error_weights(errors),
     )
-
-
-def error_weights(errors: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
-    """Weights of observations by reprojection error, 2 exp(-(e / mean e)^2), as in the released code (METHOD 3)."""
-    return 2 * torch.exp(-((errors / errors.mean().clamp_min(1e-12)) ** 2))
 
 
 def in_random_gauge(

@@ -139,10 +139,12 @@ class TrainConfig:
     """Poses from a PREPROC folder, or a synthetic set's own with an arbitrary gauge per object."""
     downscale: int = 1
     """Train on images this many times smaller."""
-    near: float = 1.0
-    """Nearest depth of the scene, in the background's units after it was scaled to end before `far`."""
-    far: float = 8.0
-    """Farthest depth of the scene. Near and far bound what no occlusion bounds."""
+    near: float | None = None
+    """Nearest depth of the scene, in the background's units after it was scaled to end before `far`; by default what
+    the folder says, else 1."""
+    far: float | None = None
+    """Farthest depth of the scene; by default what the folder says, else 8. Near and far bound what no occlusion
+    bounds."""
     pixel_center: float | None = None
     """Where the first pixel's centre lies in the files' own coordinates: 0 in folders of the released code, 0.5 for
     images taken at their word; by default what the folder says."""
@@ -165,7 +167,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "downscale", "checkpoint_every", "evaluate_configurations")
-        if not 0 < self.near < self.far:
+        for name in ("near", "far"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}: expected a depth above 0, got {value:g}.")
+        if self.near is not None and self.far is not None and not self.near < self.far:
             raise ConfigError(f"near and far: expected 0 < near < far, got {self.near:g} and {self.far:g}.")
         if self.evaluate_configurations > self.object_scales.samples:
             raise ConfigError(
