@@ -85,12 +85,14 @@ class FrameWarp:
 
     def image(self, image: UInt8[np.ndarray, "hs ws 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """A source image as a frame: bilinear where distortion is removed, pixels averaged by area where reduced."""
+        assert image.shape[1::-1] == self.source_size, f"expected an image of {self.source_size}, got {image.shape}"
         if self.camera is not None:
             image = cv2.remap(image, *self._undistortion, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return self._cropped_and_resized(image, cv2.INTER_AREA)
 
     def ids(self, ids: UInt8[np.ndarray, "hs ws"]) -> UInt8[np.ndarray, "h w"]:
         """Source-size ids (or any map whose values must not be mixed) as a frame has them: the nearest pixel's."""
+        assert ids.shape[::-1] == self.source_size, f"expected ids of {self.source_size}, got {ids.shape}"
         if self.camera is not None:
             ids = cv2.remap(ids, *self._undistortion, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         # INTER_NEAREST takes the pixel at a cell's corner, half a cell off; the exact one takes the one in its middle.
