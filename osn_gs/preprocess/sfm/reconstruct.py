@@ -1,0 +1,222 @@
+"""One object's poses and points from its tracks: several hypotheses, each adjusted and scored on all tracks."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
+from osn_gs.preprocess.sfm.config import SfmConfig
+from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
+from osn_gs.preprocess.sfm.object_model import ObjectModel
+from osn_gs.preprocess.sfm.report import CandidateReport, ModelReport, describe
+from osn_gs.preprocess.sfm.start_poses import reversed_depth, weak_perspective_start
+from osn_gs.preprocess.sfm.triangulation import observations_of, triangulated
+from osn_gs.preprocess.tracks import Tracks
+
+EXPLAINED_ERROR = 1.5  # pixels
+FEWEST_FRAMES = 3  # a track must be seen in, and a model must pose
+FEWEST_TRACKS = 8
+FEWEST_INLIERS = 8  # of a resection
+START_SMOOTHNESS = Smoothness(rotation=np.deg2rad(1.0), translation=0.01)
+MILD_SMOOTHNESS = Smoothness(rotation=np.deg2rad(0.5), translation=0.005)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A candidate after its bundle adjustment, with what speaks for it."""
+
+    name: str
+    geometry: Geometry
+    registered: Bool[np.ndarray, "t"]
+    explained: float
+    score: float
+
+
+def reconstruct_object(
+    tracks: Tracks, size: tuple[int, int], focal: float, config: SfmConfig, seed: int
+) -> tuple[ObjectModel, ModelReport] | None:
+    """Poses and points of the one object `tracks` lie on; None where too few tracks leave nothing to work with.
+
+    Candidates are COLMAP's global mapping with two seeds, its incremental mapping, the depth-reversed twin of the
+    best of them and, where these leave much unexplained, a start under weak perspective. Every candidate is
+    triangulated from all tracks, adjusted, and scored by the observations it explains; frames without a pose
+    are then resected. `size` is the images' width and height.
+    """
+    started = time.monotonic()
+    usable = tracks.select(tracks.visible.sum(1) >= FEWEST_FRAMES)
+    if len(usable) < FEWEST_TRACKS or (usable.visible.sum(0) >= FEWEST_TRACKS).sum() < FEWEST_FRAMES:
+        return None
+    task = _Task(usable.pixels, usable.visible, focal, np.array(size) / 2)
+    hypotheses = _mapped(task, size, seed)
+    if hypotheses:
+        best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
+        hypotheses.append(task.refined(f"{best.name}, depth reversed", reversed_depth(best.geometry), best.registered))
+    if not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < 0.9:
+        hypotheses += [_weak_perspective(task, seed + attempt) for attempt in range(2)]
+    hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis is not None]
+    if not hypotheses:
+        return None
+    best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
+    best = _resected(task, best)
+    smooth = task.refined(f"{best.name}, smooth", best.geometry, best.registered, MILD_SMOOTHNESS)
+    if smooth is not None:
+        hypotheses.append(smooth)
+        best = max(best, smooth, key=lambda hypothesis: hypothesis.score)
+    model = _model_of(task, best, size)
+    candidates = [CandidateReport(h.name, int(h.registered.sum()), h.explained, h.score) for h in hypotheses]
+    report = describe(
+        model,
+        object_id=int(tracks.object_ids[0]),
+        num_tracks=len(usable),
+        explained=task.explained_where_registered(best),
+        extent=_extent(usable),
+        chosen=best.name,
+        candidates=candidates,
+        seconds=time.monotonic() - started,
+    )
+    return model, report
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One object's usable tracks and the camera."""
+
+    pixels: Float[np.ndarray, "n t 2"]
+    visible: Bool[np.ndarray, "n t"]
+    focal: float
+    center: Float[np.ndarray, "2"]
+
+    def hypothesis(self, name: str, poses: Poses | None) -> Hypothesis | None:
+        """What the poses of a mapper come to on all tracks."""
+        if poses is None:
+            return None
+        used = self.used(poses.registered)
+        start = triangulated(self.pixels, used, poses.cam_from_obj, self.focal, self.center)
+        return self.refined(name, start, poses.registered)
+
+    def refined(
+        self, name: str, start: Geometry, registered: Bool[np.ndarray, "t"], smoothness: Smoothness | None = None
+    ) -> Hypothesis | None:
+        """A geometry after bundle adjustment on all tracks, scored; None where it lies behind its cameras.
+
+        Smoothness ties frames to their neighbours, so it takes every frame as registered.
+        """
+        used = self.used(registered)
+        adjusted = adjust(start, observations_of(self.pixels, used), AdjustmentOptions(smoothness=smoothness))
+        geometry = triangulated(self.pixels, used, adjusted.geometry.cam_from_obj, self.focal, self.center)
+        observations = observations_of(self.pixels, used)
+        if np.median(geometry.in_camera(observations)[:, 2]) <= 0:
+            return None
+        squared = (geometry.residuals(observations) ** 2).sum(1)
+        count = self.visible.sum()
+        explained = float((squared < EXPLAINED_ERROR**2).sum() / count)
+        score = float((1 / (1 + squared)).sum() / count)
+        return Hypothesis(name, geometry, registered, explained, score)
+
+    def used(self, registered: Bool[np.ndarray, "t"]) -> Bool[np.ndarray, "n t"]:
+        """Observations in registered frames of tracks that are seen in at least two of them."""
+        used = self.visible & registered
+        return used & (used.sum(1) >= 2)[:, None]
+
+    def explained_where_registered(self, hypothesis: Hypothesis) -> float:
+        share = (self.visible & hypothesis.registered).sum() / self.visible.sum()
+        return min(hypothesis.explained / max(float(share), 1e-9), 1.0)
+
+
+def _mapped(task: _Task, size: tuple[int, int], seed: int) -> list[Hypothesis]:
+    """What COLMAP's mappers come to."""
+    with tempfile.TemporaryDirectory(prefix="osn_gs_sfm_") as folder:
+        database = MatchDatabase(Path(folder), task.pixels, task.visible, size, task.focal, seed)
+        if not database.pairs:
+            return []
+        found = [
+            task.hypothesis("global", database.global_mapping(seed)),
+            task.hypothesis("global, other seed", database.global_mapping(seed + 1)),
+            task.hypothesis("incremental", database.incremental_mapping(seed)),
+        ]
+    return [hypothesis for hypothesis in found if hypothesis is not None]
+
+
+def _weak_perspective(task: _Task, seed: int) -> Hypothesis | None:
+    """Every frame posed from weak perspective: held smooth first, then set free."""
+    start = weak_perspective_start(task.pixels, task.visible, task.focal, task.center, seed)
+    observations = observations_of(task.pixels, task.visible)
+    smooth = adjust(start, observations, AdjustmentOptions(loss_scale=3.0, smoothness=START_SMOOTHNESS)).geometry
+    registered = np.ones(task.visible.shape[1], bool)
+    return task.refined(f"weak perspective {seed}", smooth, registered, START_SMOOTHNESS)
+
+
+def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:
+    """The hypothesis with poses for the frames that had none, where enough of its points are seen there."""
+    known = task.used(hypothesis.registered).sum(1) >= FEWEST_FRAMES
+    geometry, registered = hypothesis.geometry, hypothesis.registered.copy()
+    poses = geometry.cam_from_obj.copy()
+    for frame in np.flatnonzero(~registered):
+        seen = known & task.visible[:, frame]
+        pose = resect(geometry.points[seen], task.pixels[seen, frame], task.focal, task.center)
+        if pose is not None:
+            poses[frame], registered[frame] = pose, True
+    if registered.sum() == hypothesis.registered.sum():
+        return hypothesis
+    start = triangulated(task.pixels, task.used(registered), poses, task.focal, task.center)
+    filled = task.refined(f"{hypothesis.name}, filled", start, registered)
+    return filled if filled is not None and filled.score > hypothesis.score else hypothesis
+
+
+def resect(
+    points: Float[np.ndarray, "n 3"], pixels: Float[np.ndarray, "n 2"], focal: float, center: Float[np.ndarray, "2"]
+) -> Float[np.ndarray, "4 4"] | None:
+    """cam_from_obj of one frame from points seen in it, robustly; None where too few agree."""
+    if len(points) < FEWEST_INLIERS:
+        return None
+    intrinsics = np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]])
+    cv2.setRNGSeed(0)
+    found, turn, shift, inliers = cv2.solvePnPRansac(
+        points, pixels, intrinsics, None, iterationsCount=500, reprojectionError=2.0, flags=cv2.SOLVEPNP_SQPNP
+    )
+    if not found or inliers is None or len(inliers) < max(FEWEST_INLIERS, 0.3 * len(points)):
+        return None
+    inliers = inliers[:, 0]
+    turn, shift = cv2.solvePnPRefineLM(points[inliers], pixels[inliers], intrinsics, None, turn, shift)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]
+    return pose
+
+
+def _model_of(task: _Task, hypothesis: Hypothesis, size: tuple[int, int]) -> ObjectModel:
+    """The hypothesis' explained observations, and the points with at least three of them."""
+    geometry, used = hypothesis.geometry, task.used(hypothesis.registered)
+    observations = observations_of(task.pixels, used)
+    explained = np.zeros_like(used)
+    errors = np.linalg.norm(geometry.residuals(observations), axis=1)
+    explained[observations.points, observations.frames] = errors < EXPLAINED_ERROR
+    kept = explained.sum(1) >= FEWEST_FRAMES
+    final = observations_of(task.pixels[kept], explained[kept])
+    poses = np.where(hypothesis.registered[:, None, None], geometry.cam_from_obj, np.eye(4))
+    return ObjectModel(
+        cam_from_obj=poses,
+        registered=hypothesis.registered,
+        points=geometry.points[kept],
+        observed_frames=final.frames,
+        observed_points=final.points,
+        observed_pixels=final.pixels,
+        focal=task.focal,
+        size=size,
+    )
+
+
+def _extent(tracks: Tracks) -> float:
+    """Median over the frames of the longer side of the tracks' box, in pixels."""
+    extents = [
+        float(np.ptp(tracks.pixels[seen, frame], axis=0).max())
+        for frame, seen in enumerate(tracks.visible.T)
+        if seen.sum() >= 2
+    ]
+    return float(np.median(extents)) if extents else 0.0
