@@ -168,6 +168,16 @@ def test_exif_gives_a_focal_length_in_frame_pixels(tmp_path):
     assert (record.focal, record.focal_source) == (444.0, "given")
 
 
+@pytest.mark.parametrize("millimetres", [0, 5])
+def test_exif_of_an_unknown_or_panorama_lens_gives_none(tmp_path, millimetres):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = millimetres
+    for number, picture in enumerate(moving_pictures(3)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.jpg", exif=exif)
+    _, record = load_frames(FramesConfig(images=tmp_path))
+    assert (record.focal, record.focal_source) == (None, None)
+
+
 def test_a_zoomed_clip_is_told(tmp_path):
     for number, picture in enumerate(moving_pictures(3, (300, 200))):
         exif = Image.Exif()
@@ -330,6 +340,16 @@ def test_frames_shown_twice_are_named_even_after_compression(tmp_path):
     advice = extract_frames(tmp_path, tmp_path / "out", FramesConfig(images=folder))
     assert len(advice) == 1
     assert advice[0].startswith("Frame 3 (source 3.jpg) is the same picture as the frame before")
+
+
+def test_large_frames_and_a_crop_that_loses_much_are_told(tmp_path):
+    folder = write_folder(tmp_path / "in", moving_pictures(3, (1400, 40)))
+    camera = tmp_path / "camera.json"
+    camera.write_text('{"fl_x": 1400, "cx": 450}')
+    (large,) = extract_frames(tmp_path, tmp_path / "large", FramesConfig(images=folder))
+    assert large.startswith("Frames of 1400x40 pixels")
+    (lost,) = extract_frames(tmp_path, tmp_path / "lost", FramesConfig(images=folder, camera=camera))
+    assert lost.startswith("Only 64% of the 1400x40 source pixels")
 
 
 def test_an_object_that_moves_a_little_is_no_repetition(tmp_path):

@@ -219,6 +219,8 @@ def extract_frames(
 ) -> tuple[str, ...]:
     """The frames step: images_train/%04d.png, prepare/frames.json and a sheet of frames; returns advice.
 
+    It needs nothing of `scene`; everything is written under `staging`.
+
     Raises:
         ConfigError, DatasetError: the clip cannot be used; see `open_clip`.
     """
@@ -264,25 +266,22 @@ def _camera_of(
     """How images become frames, the frames' focal length and where it is known from."""
     camera = None if config.camera is None else read_camera(config.camera, source_size)
     warp = fit_warp(source_size, camera, config.longest_side)
-    if camera is not None:
-        focal, source, place = camera.focal, "camera file", str(config.camera)
-    elif config.focal is not None:
-        focal, source, place = config.focal, "given", "focal"
-    else:
+    if camera is None and config.focal is None:
         focals = _exif_focals(clip)
-        focal, source, place = (float(np.median(focals)), "EXIF", f"{clip.path}: EXIF") if focals else (None, None, "")
-    if focal is None:
-        return warp, None, None
+        return (warp, float(np.median(focals)) * warp.scale, "EXIF") if focals else (warp, None, None)
+    focal = config.focal if camera is None else camera.focal
     least, most = (limit * max(source_size) for limit in FOCAL_LIMITS)
     if not least <= focal <= most:
         raise ConfigError(
-            f"{place}: focal length is {focal:g} pixels for images of {source_size[0]}x{source_size[1]}; expected "
-            f"{least:.0f} to {most:.0f}. Give it in pixels of the source image, not in millimetres."
+            f"{'focal' if camera is None else config.camera}: focal length is {focal:g} pixels for images of "
+            f"{_size(source_size)}; expected {least:.0f} to {most:.0f}. Give it in pixels of the source image, not in "
+            "millimetres."
         )
-    return warp, focal * warp.scale, source
+    return warp, focal * warp.scale, "given" if camera is None else "camera file"
 
 
 def _exif_focals(clip: Clip) -> list[float]:
+    """Focal lengths, in pixels of the source, of all images that state one."""
     return [focal for focal in map(focal_from_exif, clip.files) if focal is not None]
 
 
@@ -296,17 +295,17 @@ def _advice(clip: Clip, record: FramesRecord, blurred: list[int], repeated: list
     if blurred:
         lines.append(
             f"{_name(blurred, record)} blurred compared with the frames around; few points can be followed through. "
-            "Choose another time range or another `every`, or delete the images."
+            "Choose another time range or another `--every`, or delete the images."
         )
     if repeated:
         lines.append(
-            f"{_name(repeated, record)} the same picture as the frame before. Take every second or third frame, or a "
-            "time range in which camera and objects move."
+            f"{_name(repeated, record)} the same picture as the frame before. Leave them out by `--every`, or "
+            "choose a time range in which camera and objects move."
         )
     if len(record.frames) > MANY_FRAMES:
-        lines.append(f"{len(record.frames)} frames take long; 100 mostly do as well: set `max_frames` to 100.")
+        lines.append(f"{len(record.frames)} frames take long; 100 mostly do as well: try `--max-frames 100`.")
     if max(record.size) > LARGE_SIDE:
-        lines.append(f"Frames of {_size(record.size)} pixels take long; set `longest_side` to 960 or so.")
+        lines.append(f"Frames of {_size(record.size)} pixels take long; try `--longest-side 960`.")
     kept = record.warp.crop[2] * record.warp.crop[3] / (record.source_size[0] * record.source_size[1])
     if kept < SMALL_SHARE:
         lines.append(

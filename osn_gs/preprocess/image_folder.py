@@ -16,6 +16,7 @@ from osn_gs.errors import DatasetError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # mm; 35 mm equivalents compare diagonals (CIPA DCG-001)
+SHORTEST_FOCAL_35MM = 10.0  # mm; 130 degrees across the diagonal
 EXIF_BLOCK, EXIF_FOCAL_35MM = 0x8769, 0xA405
 
 
@@ -98,6 +99,6 @@ def focal_from_exif(path: Path) -> float | None:
             diagonal = math.hypot(*image.size)
     except (OSError, SyntaxError, ValueError):
         return None  # whoever reads the pixels says what is wrong
-    if not film_focal:
-        return None  # absent, or 0 for "unknown"
+    if not film_focal or film_focal < SHORTEST_FOCAL_35MM:
+        return None  # absent, 0 for "unknown", or of a panorama
     return float(film_focal) / FILM_DIAGONAL * diagonal
