@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from osn_gs.errors import ConfigError, DatasetError
-from osn_gs.preprocess.mask_files import MaskFiles, read_labels
+from osn_gs.preprocess.mask_files import COLOUR, MaskFiles, read_labels
 from osn_gs.preprocess.mask_matching import FrameMatch
 
 MAX_IDS = 256
@@ -36,16 +36,18 @@ class ObjectNumbering:
 
     def ids(self, labels: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
         """Object ids of a frame's labels."""
-        found, places = np.unique(labels, return_inverse=True)
-        table = {label: k for k, label in enumerate(self.labels)}
-        ids = np.array([table.get(int(label), 0) for label in found], dtype=np.uint8)[places].reshape(labels.shape)
-        is_soft = np.isin(found, self.soft)[places].reshape(labels.shape)
-        return fill_from_nearest(ids, is_soft) if is_soft.any() else ids
+        ids = np.zeros(labels.shape, dtype=np.uint8)
+        for k, label in enumerate(self.labels[1:], start=1):
+            ids[labels == label] = k
+        return fill_from_nearest(ids, np.isin(labels, self.soft)) if self.soft else ids
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How many pixels of the clip have each label, and how many of these only their like around them."""
+    """How many pixels of the clip have each label, and how many of these only their like around them.
+
+    The latter are counted only where edges can be soft: in masks of ids without palettes.
+    """
 
     pixels: Counter[int]
     interior: Counter[int]
@@ -64,17 +66,26 @@ def count_labels(masks: MaskFiles, match: FrameMatch, threshold: float, told: Ca
             pixels.update(_counts(labels))
             if len(pixels) > MAX_COLOURS:
                 raise DatasetError(_not_masks(masks, int(mask), len(pixels)))
-            # Exact in double precision; a label's interior is where the smallest and largest around it are the same.
-            values = labels.astype(np.float64)
-            square = np.ones((3, 3), np.uint8)
-            interior.update(_counts(labels[cv2.erode(values, square) == cv2.dilate(values, square)]))
+            if not (masks.indexed or masks.objects):
+                interior.update(_counts(labels[_has_only_its_like_around(labels)]))
         told(number)
     return LabelCounts(pixels, interior)
 
 
 def _counts(labels: Int[np.ndarray, "..."]) -> dict[int, int]:
-    found, counts = np.unique(labels, return_counts=True)
+    if labels.max(initial=0) < COLOUR:  # much the faster way
+        counts = np.bincount(labels.ravel())
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(labels, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _has_only_its_like_around(labels: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """True where all nine pixels have one label. Double precision holds labels exactly."""
+    values, square = labels.astype(np.float64), np.ones((3, 3), np.uint8)
+    return cv2.erode(values, square) == cv2.dilate(values, square)
 
 
 def _not_masks(masks: MaskFiles, mask: int, num_labels: int) -> str:
