@@ -84,6 +84,7 @@ class Adjustment:
 
     geometry: Geometry
     cost: float
+    num_observations: int
     steps: int
 
 
@@ -124,7 +125,20 @@ def adjust(geometry: Geometry, observations: Observations, options: AdjustmentOp
         damping = max(damping / 5, 1e-10)
         if gain <= options.tolerance * cost:
             break
-    return Adjustment(geometry, cost, steps)
+    return Adjustment(geometry, cost, len(observations), steps)
+
+
+def focal_deviation(geometry: Geometry, observations: Observations) -> float:
+    """Relative standard deviation of an adjusted focal length, were the observations' errors independent."""
+    options = AdjustmentOptions(adjust_focal=True)
+    sums = _GroupSums(observations, len(geometry.cam_from_obj), len(geometry.points))
+    system = _normal_equations(geometry, observations, options, sums)
+    reduced, _, _ = _eliminate_points(system, damping=1e-9)
+    kept = np.diag(reduced) > 0
+    kept[:6] = False  # the first frame's pose fixes the object's frame; its scale stays free, which pinv copes with
+    variance = np.linalg.pinv(reduced[np.ix_(kept, kept)], rcond=1e-12, hermitian=True)[-1, -1]
+    squared = np.minimum((geometry.residuals(observations) ** 2).sum(1), 9 * options.loss_scale**2)
+    return float(np.sqrt(max(variance, 0.0) * squared.mean() / 2))
 
 
 class _GroupSums:
@@ -203,19 +217,12 @@ def _normal_equations(
 
 def _step(geometry: Geometry, system: _System, damping: float, options: AdjustmentOptions) -> Geometry:
     """The geometry after one damped Gauss-Newton step: points eliminated first (Schur complement)."""
-    damp = np.einsum("nii->ni", system.points)
-    points = system.points + (damping * damp + 1e-12 * damp.max() + 1e-30)[:, :, None] * np.eye(3)
-    inverse = np.linalg.inv(points)
-    num_points, size, _ = system.coupling.shape
+    reduced, gradient, inverse = _eliminate_points(system, damping)
     if options.adjust_poses:
-        carried = (system.coupling @ inverse).transpose(1, 0, 2).reshape(size, 3 * num_points)
-        flat_coupling = system.coupling.transpose(1, 0, 2).reshape(size, 3 * num_points)
-        reduced = system.cameras - carried @ flat_coupling.T
         reduced += np.diag(damping * np.diag(system.cameras) + 1e-9 * np.diag(system.cameras).max())
-        gradient = system.cameras_gradient - carried @ system.points_gradient.ravel()
         camera_step = -np.linalg.solve(reduced, gradient)
     else:
-        camera_step = np.zeros(size)
+        camera_step = np.zeros(len(gradient))
     towards = system.points_gradient + np.einsum("nci,c->ni", system.coupling, camera_step)
     point_step = -np.einsum("nij,nj->ni", inverse, towards)
     turns, shifts = np.split(camera_step[:-1].reshape(-1, 6), 2, axis=1)
@@ -224,6 +231,19 @@ def _step(geometry: Geometry, system: _System, damping: float, options: Adjustme
     poses[:, :3, 3] += shifts
     focal = geometry.focal * float(np.exp(np.clip(camera_step[-1], -0.2, 0.2)))
     return replace(geometry, cam_from_obj=poses, points=geometry.points + point_step, focal=focal)
+
+
+def _eliminate_points(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The Schur complement [c c], its right-hand side [c] and the inverse point blocks [n 3 3]."""
+    diagonal = np.einsum("nii->ni", system.points)
+    inverse = np.linalg.inv(
+        system.points + (damping * diagonal + 1e-12 * diagonal.max() + 1e-30)[:, :, None] * np.eye(3)
+    )
+    num_points, size, _ = system.coupling.shape
+    carried = (system.coupling @ inverse).transpose(1, 0, 2).reshape(size, 3 * num_points)
+    coupling = system.coupling.transpose(1, 0, 2).reshape(size, 3 * num_points)
+    reduced = system.cameras - carried @ coupling.T
+    return reduced, system.cameras_gradient - carried @ system.points_gradient.ravel(), inverse
 
 
 def _smoothness_terms(geometry: Geometry, smoothness: Smoothness) -> tuple[np.ndarray, np.ndarray]:

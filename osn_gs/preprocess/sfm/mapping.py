@@ -133,7 +133,7 @@ class MatchDatabase:
             return self._largest(pycolmap.global_mapping(self.path, self.folder, Path(output), options))
 
     def incremental_mapping(self, seed: int) -> Poses | None:
-        """Frame after frame, from the pair with most inliers at a good angle; the angle asked for is relaxed in turn."""
+        """Frame after frame, from a pair with many inliers at a good angle; the angle asked for is relaxed in turn."""
         best: Poses | None = None
         for angle in RELAXED_ANGLES:
             options = pycolmap.IncrementalPipelineOptions()

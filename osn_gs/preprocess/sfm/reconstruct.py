@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from osn_gs.preprocess.sfm.balanced import balanced_subset
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
@@ -24,6 +25,8 @@ EXPLAINED_ERROR = 1.5  # pixels
 FEWEST_FRAMES = 3  # a track must be seen in, and a model must pose
 FEWEST_TRACKS = 8
 FEWEST_INLIERS = 8  # of a resection
+MOST_TRACKS = 1500  # more cost time and hardly help: what errors they have in common stays
+WELL_EXPLAINED = 0.9  # a model that explains less is doubted, and the fallback tried
 START_SMOOTHNESS = Smoothness(rotation=np.deg2rad(1.0), translation=0.01)
 MILD_SMOOTHNESS = Smoothness(rotation=np.deg2rad(0.5), translation=0.005)
 
@@ -50,17 +53,18 @@ def reconstruct_object(
     are then resected. `size` is the images' width and height.
     """
     started = time.monotonic()
-    usable = tracks.select(tracks.visible.sum(1) >= FEWEST_FRAMES)
-    if len(usable) < FEWEST_TRACKS or (usable.visible.sum(0) >= FEWEST_TRACKS).sum() < FEWEST_FRAMES:
+    usable = _usable(tracks)
+    if usable is None:
         return None
     task = _Task(usable.pixels, usable.visible, focal, np.array(size) / 2)
     hypotheses = _mapped(task, size, seed)
     if hypotheses:
         best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
-        hypotheses.append(task.refined(f"{best.name}, depth reversed", reversed_depth(best.geometry), best.registered))
-    if not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < 0.9:
-        hypotheses += [_weak_perspective(task, seed + attempt) for attempt in range(2)]
-    hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis is not None]
+        twin = task.refined(f"{best.name}, depth reversed", reversed_depth(best.geometry), best.registered)
+        hypotheses += [twin] if twin is not None else []
+    if not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < WELL_EXPLAINED:
+        started_weak = [_weak_perspective(task, seed + attempt) for attempt in range(2)]
+        hypotheses += [hypothesis for hypothesis in started_weak if hypothesis is not None]
     if not hypotheses:
         return None
     best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
@@ -69,17 +73,57 @@ def reconstruct_object(
     if smooth is not None:
         hypotheses.append(smooth)
         best = max(best, smooth, key=lambda hypothesis: hypothesis.score)
+    return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
+
+
+def reconstruct_from_poses(
+    tracks: Tracks, size: tuple[int, int], focal: float, poses: Poses
+) -> tuple[ObjectModel, ModelReport] | None:
+    """Points of the one object `tracks` lie on, under poses that are taken as they stand; frames without are resected.
+
+    None where too few tracks leave nothing to work with.
+    """
+    started = time.monotonic()
+    usable = _usable(tracks)
+    if usable is None:
+        return None
+    task = _Task(usable.pixels, usable.visible, focal, np.array(size) / 2)
+    used = task.used(poses.registered)
+    start = triangulated(task.pixels, used, poses.cam_from_obj, focal, task.center)
+    geometry, registered = _with_resected_frames(task, start, poses.registered)
+    geometry = triangulated(task.pixels, task.used(registered), geometry.cam_from_obj, focal, task.center)
+    given = task.scored("given poses", geometry, registered)
+    if given is None:
+        return None
+    return _finished(task, given, [given], size, int(tracks.object_ids[0]), time.monotonic() - started)
+
+
+def _usable(tracks: Tracks) -> Tracks | None:
+    """Tracks long enough, not too many; None where no model can come of them."""
+    usable = tracks.select(tracks.visible.sum(1) >= FEWEST_FRAMES)
+    if len(usable) < FEWEST_TRACKS or (usable.visible.sum(0) >= FEWEST_TRACKS).sum() < FEWEST_FRAMES:
+        return None
+    return usable.select(balanced_subset(usable.pixels, usable.visible, MOST_TRACKS))
+
+
+def _finished(
+    task: _Task,
+    best: Hypothesis,
+    hypotheses: list[Hypothesis],
+    size: tuple[int, int],
+    object_id: int,
+    seconds: float,
+) -> tuple[ObjectModel, ModelReport]:
     model = _model_of(task, best, size)
-    candidates = [CandidateReport(h.name, int(h.registered.sum()), h.explained, h.score) for h in hypotheses]
     report = describe(
         model,
-        object_id=int(tracks.object_ids[0]),
-        num_tracks=len(usable),
+        object_id=object_id,
+        num_tracks=len(task.visible),
         explained=task.explained_where_registered(best),
-        extent=_extent(usable),
+        extent=_extent(task),
         chosen=best.name,
-        candidates=candidates,
-        seconds=time.monotonic() - started,
+        candidates=[CandidateReport(h.name, int(h.registered.sum()), h.explained, h.score) for h in hypotheses],
+        seconds=seconds,
     )
     return model, report
 
@@ -111,8 +155,12 @@ class _Task:
         used = self.used(registered)
         adjusted = adjust(start, observations_of(self.pixels, used), AdjustmentOptions(smoothness=smoothness))
         geometry = triangulated(self.pixels, used, adjusted.geometry.cam_from_obj, self.focal, self.center)
-        observations = observations_of(self.pixels, used)
-        if np.median(geometry.in_camera(observations)[:, 2]) <= 0:
+        return self.scored(name, geometry, registered)
+
+    def scored(self, name: str, geometry: Geometry, registered: Bool[np.ndarray, "t"]) -> Hypothesis | None:
+        """What speaks for a geometry; None where it lies behind its cameras."""
+        observations = observations_of(self.pixels, self.used(registered))
+        if len(observations) == 0 or np.median(geometry.in_camera(observations)[:, 2]) <= 0:
             return None
         squared = (geometry.residuals(observations) ** 2).sum(1)
         count = self.visible.sum()
@@ -154,20 +202,27 @@ def _weak_perspective(task: _Task, seed: int) -> Hypothesis | None:
 
 
 def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:
-    """The hypothesis with poses for the frames that had none, where enough of its points are seen there."""
-    known = task.used(hypothesis.registered).sum(1) >= FEWEST_FRAMES
-    geometry, registered = hypothesis.geometry, hypothesis.registered.copy()
-    poses = geometry.cam_from_obj.copy()
+    """The hypothesis with poses for the frames that had none, where that explains more."""
+    geometry, registered = _with_resected_frames(task, hypothesis.geometry, hypothesis.registered)
+    if registered.sum() == hypothesis.registered.sum():
+        return hypothesis
+    start = triangulated(task.pixels, task.used(registered), geometry.cam_from_obj, task.focal, task.center)
+    filled = task.refined(f"{hypothesis.name}, filled", start, registered)
+    return filled if filled is not None and filled.score > hypothesis.score else hypothesis
+
+
+def _with_resected_frames(
+    task: _Task, geometry: Geometry, registered: Bool[np.ndarray, "t"]
+) -> tuple[Geometry, Bool[np.ndarray, "t"]]:
+    """Poses added for frames where enough known points are seen; which frames have one now."""
+    known = task.used(registered).sum(1) >= FEWEST_FRAMES
+    poses, registered = geometry.cam_from_obj.copy(), registered.copy()
     for frame in np.flatnonzero(~registered):
         seen = known & task.visible[:, frame]
         pose = resect(geometry.points[seen], task.pixels[seen, frame], task.focal, task.center)
         if pose is not None:
             poses[frame], registered[frame] = pose, True
-    if registered.sum() == hypothesis.registered.sum():
-        return hypothesis
-    start = triangulated(task.pixels, task.used(registered), poses, task.focal, task.center)
-    filled = task.refined(f"{hypothesis.name}, filled", start, registered)
-    return filled if filled is not None and filled.score > hypothesis.score else hypothesis
+    return replace(geometry, cam_from_obj=poses), registered
 
 
 def resect(
@@ -212,11 +267,11 @@ def _model_of(task: _Task, hypothesis: Hypothesis, size: tuple[int, int]) -> Obj
     )
 
 
-def _extent(tracks: Tracks) -> float:
+def _extent(task: _Task) -> float:
     """Median over the frames of the longer side of the tracks' box, in pixels."""
     extents = [
-        float(np.ptp(tracks.pixels[seen, frame], axis=0).max())
-        for frame, seen in enumerate(tracks.visible.T)
+        float(np.ptp(task.pixels[seen, frame], axis=0).max())
+        for frame, seen in enumerate(task.visible.T)
         if seen.sum() >= 2
     ]
     return float(np.median(extents)) if extents else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +59,11 @@ class ModelReport:
     seconds: float
     confidence: Confidence
     advice: list[str]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelReport:
+        """Build it again from what `dataclasses.asdict` made of it."""
+        return cls(**{**values, "candidates": [CandidateReport(**entry) for entry in values["candidates"]]})
 
 
 def describe(

@@ -27,7 +27,9 @@ def triangulate(
     rows_y = rays[..., 1:] * cam_from_obj[None, :, 2] - cam_from_obj[None, :, 1]
     weights = used.astype(float)
     for _ in range(ROUNDS):
-        normal = (rows_x * weights[..., None]).swapaxes(-1, -2) @ rows_x + (rows_y * weights[..., None]).swapaxes(-1, -2) @ rows_y
+        normal = (rows_x * weights[..., None]).swapaxes(-1, -2) @ rows_x + (rows_y * weights[..., None]).swapaxes(
+            -1, -2
+        ) @ rows_y
         left, right = normal[:, :3, :3], -normal[:, :3, 3]
         ridge = 1e-12 * np.trace(left, axis1=1, axis2=2) + 1e-30
         points = np.linalg.solve(left + ridge[:, None, None] * np.eye(3), right[..., None])[..., 0]
