@@ -18,7 +18,8 @@ MAX_IDS = 256
 VOID = 255  # what PASCAL VOC and its followers paint where they do not say what is seen, in indexed pictures
 PLAIN_LABELS = 32  # with more, labels that never cover an area are soft edges or traces of lossy compression
 INTERIOR_SHARE = 0.25  # of a label's pixels that have only their like around them, from which on it is an object's
-SOFT_SHARE = 0.2  # of all pixels that may lie on soft edges
+EDGE_WIDTH = 4.0  # pixels over which a soft edge goes from one object to the next
+SOFT_SHARE = 0.5  # of all pixels that may lie on soft edges
 MAX_COLOURS = 20_000  # in one clip: photographs have more
 
 
@@ -26,8 +27,8 @@ MAX_COLOURS = 20_000  # in one clip: photographs have more
 class ObjectNumbering:
     """What the labels of the files become: ids without gaps, 0 the background.
 
-    `labels[k]` is the label of object k. `merged` count as background; `soft` lie only on edges and go to the nearest
-    of the others.
+    `labels[k]` is the label of object k. `merged` count as background; `soft` lie only on edges and go to the object
+    next to them that is most like them.
     """
 
     labels: tuple[int, ...]
@@ -39,7 +40,33 @@ class ObjectNumbering:
         ids = np.zeros(labels.shape, dtype=np.uint8)
         for k, label in enumerate(self.labels[1:], start=1):
             ids[labels == label] = k
-        return fill_from_nearest(ids, np.isin(labels, self.soft)) if self.soft else ids
+        if self.soft:
+            solid = np.array([*self.labels, *self.merged])
+            owners = np.array([*range(len(self.labels)), *(0 for _ in self.merged)], dtype=np.uint8)
+            is_soft = np.isin(labels, self.soft)
+            ids[is_soft] = owners[_most_alike_beside(labels, is_soft, solid)]
+        return ids
+
+
+def _most_alike_beside(
+    labels: Int[np.ndarray, "h w"], is_soft: Bool[np.ndarray, "h w"], solid: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "m"]:
+    """For every soft pixel the place in `solid` of the label most like it, among those about as near as the nearest."""
+    rows, columns = np.nonzero(is_soft)
+    distances = [
+        cv2.distanceTransform((labels != label).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[rows, columns]
+        if (labels == label).any()
+        else np.full(len(rows), np.inf)
+        for label in solid
+    ]
+    beside = distances <= np.min(distances, axis=0) + EDGE_WIDTH
+    unlike = np.abs(_colours(solid)[:, None] - _colours(labels[rows, columns])[None]).sum(axis=-1)
+    return np.where(beside, unlike, np.inf).argmin(axis=0)
+
+
+def _colours(labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n 3"]:
+    channels = np.stack([labels >> 16 & 255, labels >> 8 & 255, labels & 255], axis=-1)
+    return np.where(labels[:, None] >= COLOUR, channels, labels[:, None])
 
 
 @dataclass(frozen=True)
@@ -192,6 +219,6 @@ def advise_on_numbering(
         share = sum(counts.pixels[label] for label in numbering.soft) / counts.pixels.total()
         advice.append(
             f"masks: {len(numbering.soft)} values or colours occur on edges only ({100 * share:.1f} % of pixels) and "
-            "were given to the nearest object; if one is a thin object, save masks without soft edges."
+            "were given to the object beside them; if one is a thin object, save masks without soft edges."
         )
     return advice

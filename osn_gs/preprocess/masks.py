@@ -159,7 +159,7 @@ def _object_names(numbering: ObjectNumbering, masks: MaskFiles, config: MasksCon
     known = masks.objects or _names_beside(masks.pieces[0][0].path.parent)
     names = ["background"]
     for k, label in enumerate(numbering.labels[1:], start=1):
-        name = known[label - 1] if label <= len(known) else ""
+        name = known[label - 1] if 0 < label <= len(known) else ""
         names.append(f"object {k}" if not name or name.isdecimal() else name)
     return tuple(names)
 
