@@ -252,7 +252,7 @@ def test_soft_edges_are_cut_in_the_middle(scene, tmp_path, write):
 
 def test_the_threshold_moves_the_edge_of_a_soft_mask(scene, tmp_path):
     masks = folder_per_object_soft(tmp_path / "given", true_ids())
-    sizes = [np.count_nonzero(imported(scene, masks, threshold=threshold)[0]) for threshold in (0.1, 0.5, 0.9)]
+    sizes = [np.count_nonzero(imported(scene, masks, mask_threshold=threshold)[0]) for threshold in (0.1, 0.5, 0.9)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -268,10 +268,10 @@ def test_names_come_from_the_user_or_from_folders(scene, tmp_path):
     masks = folder_per_object(tmp_path / "given", true_ids())
     imported(scene, masks)
     assert names_in(scene) == ["background", "cat", "dog"]
-    imported(scene, masks, names=("tom", "rex"))
+    imported(scene, masks, object_names=("tom", "rex"))
     assert names_in(scene) == ["background", "tom", "rex"]
     with pytest.raises(ConfigError, match="1 names but masks show 2 objects"):
-        imported(scene, masks, names=("tom",))
+        imported(scene, masks, object_names=("tom",))
 
 
 def test_names_come_from_prompts_saved_beside_the_masks(scene, tmp_path):
@@ -357,14 +357,14 @@ def test_masks_that_belong_to_no_frame_are_refused(tmp_path):
 def test_a_missing_mask_is_named_and_a_missing_object_is_absent(scene, tmp_path):
     masks = indexed(tmp_path / "given", true_ids())
     (masks / "00002.png").unlink()
-    with pytest.raises(DatasetError, match="frames 2 have no mask"):
+    with pytest.raises(DatasetError, match=r"no mask for 1 of 6 frames: 2 \(the first is number 2 of the video\)"):
         imported(scene, masks)
     objects = folder_per_object(tmp_path / "objects", true_ids())
     for name in ("cat", "dog"):
         (objects / name / "frame_00002.png").unlink()
     ids, advice, _ = imported(scene, objects)
     assert not ids[2].any()
-    assert any("frames 2 have no file of any object" in line for line in advice)
+    assert any("no object has a file for frames 2;" in line for line in advice)
 
 
 # Sizes
@@ -399,7 +399,7 @@ def test_empty_masks_are_refused(scene, tmp_path):
 def test_an_object_must_be_seen_in_three_frames(scene, tmp_path):
     ids = true_ids()
     ids[2:][ids[2:] == 2] = 0
-    with pytest.raises(DatasetError, match=r"show object 2 in 2 of 6 frames.*--masks\.ignore 2"):
+    with pytest.raises(DatasetError, match=r"show object 2 in 2 of 6 frames.*--ignore 2"):
         imported(scene, indexed(tmp_path / "given", ids))
     assert imported(scene, tmp_path / "given", ignore=("2",))[0].max() == 1
 
@@ -495,7 +495,7 @@ def test_gaps_and_specks_are_told(scene, tmp_path):
     assert any("object 2 is away and back again: frames 2-3 " in line for line in advice)
     assert any("object 1 has 48 specks" in line for line in advice)
     assert report["objects"][2]["gaps"] == [[2, 3]]
-    np.testing.assert_array_equal(imported(scene, tmp_path / "given", clean=9)[0] == 1, true_ids() == 1)
+    np.testing.assert_array_equal(imported(scene, tmp_path / "given", clean_masks=9)[0] == 1, true_ids() == 1)
 
 
 def test_small_and_large_objects_are_told(scene, tmp_path):

@@ -132,13 +132,13 @@ def check_enough_seen(findings: Sequence[ObjectFindings], texts: Sequence[str], 
     if findings[0].frames < FEWEST_FRAMES:
         raise DatasetError(
             f"masks leave background in {findings[0].frames} of {num_frames} frames; expected it in {FEWEST_FRAMES} at "
-            "least, as it tells how the camera moves: name it with --masks.background if it has an id of its own."
+            "least, as it tells how the camera moves: name it with --background if it has an id of its own."
         )
     for k, finding in enumerate(findings):
         if finding.frames < FEWEST_FRAMES:
             raise DatasetError(
                 f"masks show object {texts[k]} in {finding.frames} of {num_frames} frames; expected {FEWEST_FRAMES} or "
-                f"more. Leave it out with --masks.ignore {texts[k]} (its pixels then count as background), or mask it "
+                f"more. Leave it out with --ignore {texts[k]} (its pixels then count as background), or mask it "
                 "in more frames."
             )
 
@@ -153,25 +153,25 @@ def advise(
         title = title_of(k, names)
         if finding.gaps:
             gaps = list_ranges(finding.gaps)
-            advice.append(f"masks: {title} is away and back again: frames {gaps} do not show it.")
+            advice.append(f"{title} is away and back again: frames {gaps} do not show it.")
         if finding.median_width < SMALL_WIDTH:
             advice.append(
-                f"masks: {title} is only about {finding.median_width:.0f} px wide: its motion will be uncertain below "
+                f"{title} is only about {finding.median_width:.0f} px wide: its motion will be uncertain below "
                 f"{SMALL_WIDTH} px and cannot be found below 30; use larger frames if there are."
             )
         if finding.median_pixels > LARGE_SHARE * height * width:
             advice.append(
-                f"masks: {title} covers {100 * finding.median_pixels / (height * width):.0f} % of the picture; if it "
-                "is the background, say so with --masks.background."
+                f"{title} covers {100 * finding.median_pixels / (height * width):.0f} % of the picture; if it "
+                "is the background, say so with --background."
             )
         if finding.specks + finding.holes > finding.frames:
             advice.append(
-                f"masks: {title} has {finding.specks} specks and {finding.holes} holes in {finding.frames} frames; "
-                "--masks.clean 50 gives parts of fewer than 50 pixels to what is around them."
+                f"{title} has {finding.specks} specks and {finding.holes} holes in {finding.frames} frames; "
+                "--clean-masks 50 gives parts of fewer than 50 pixels to what is around them."
             )
     for switch in switches:
         advice.append(
-            f"masks: from frame {switch.frame - 1} to {switch.frame} of {num_frames}, {title_of(switch.before, names)} "
+            f"from frame {switch.frame - 1} to {switch.frame} of {num_frames}, {title_of(switch.before, names)} "
             f"seems to become {title_of(switch.after, names)}; correct the masks if these are one and the same."
         )
     return advice

@@ -278,7 +278,7 @@ def _read_piece(piece: MaskPiece, trust_palette: bool) -> Shaped[np.ndarray, "..
             elif image.mode not in ("P", "1", "L", "I", "I;16", "F", "RGB", "RGBA"):
                 image = image.convert("RGBA" if image.mode in ("LA", "PA", "La", "RGBa") else "RGB")
             return np.asarray(image)
-        except OSError:
+        except (OSError, SyntaxError, ValueError):  # the last two are Pillow's on broken PNG chunks
             raise DatasetError(f"{piece.path}: the picture is damaged or cut short.") from None
 
 

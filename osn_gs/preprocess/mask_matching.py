@@ -64,9 +64,9 @@ def match_frames(masks: MaskFiles, record: FramesRecord) -> FrameMatch:
     if not masks.objects:
         missing = np.flatnonzero(places < 0)
         raise DatasetError(
-            f"{masks.pieces[0][0].path.parent}: frames {_listed_frames(missing)} have no mask (first: "
-            f"{_frame_title(record, int(missing[0]))}); masks were matched {rule}. Add masks without objects where "
-            "none is seen."
+            f"{masks.pieces[0][0].path.parent}: no mask for {len(missing)} of {num_frames} frames: "
+            f"{_listed_frames(missing)} (the first is {_frame_title(record, int(missing[0]))}); matched {rule}. "
+            "Add the missing ones, all background where no object is seen."
         )
     return FrameMatch(places, rule)
 
@@ -108,10 +108,10 @@ def advise_on_match(masks: MaskFiles, match: FrameMatch) -> list[str]:
     """Lines on what the matching had to assume."""
     advice = []
     if match.rule not in ("by name", PLACE_IN_ARRAY):
-        advice.append(f"masks: matched to the frames {match.rule}; look at the step's picture whether they fit.")
+        advice.append(f"masks were matched to the frames {match.rule}; look at the step's picture whether they fit.")
     missing = np.flatnonzero(match.masks < 0)
     if len(missing):
-        advice.append(f"masks: frames {_listed_frames(missing)} have no file of any object; none is taken to be there.")
+        advice.append(f"no object has a file for frames {_listed_frames(missing)}; none is taken to be there.")
     return advice
 
 

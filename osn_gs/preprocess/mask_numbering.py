@@ -174,7 +174,7 @@ def _separate_soft(counts: LabelCounts, masks: MaskFiles) -> tuple[list[int], li
 def _named_label(text: str, by_text: dict[str, int], option: str) -> int:
     if text not in by_text:
         known = ", ".join(list(by_text)[:12])
-        raise ConfigError(f"masks.{option} names {text!r}, which no mask has; masks have {known}.")
+        raise ConfigError(f"--{option} names {text!r}, which no mask has; masks have {known}.")
     return by_text[text]
 
 
@@ -208,17 +208,17 @@ def advise_on_numbering(
     texts = [masks.label_text(label) for label in numbering.labels]
     advice = []
     if numbering.labels[0] != 0:
-        advice.append(f"masks: {texts[0]} is taken as the background; choose another with --masks.background.")
+        advice.append(f"{texts[0]} is taken as the background; choose another with --background.")
     if texts != [str(k) for k in range(len(texts))] and tuple(texts[1:]) != tuple(names[1:]):
         pairs = ", ".join(f"{text} is object {k}" for k, text in enumerate(texts[1:13], start=1))
-        advice.append(f"masks: {pairs}{', ...' if len(texts) > 13 else ''}.")
+        advice.append(f"{pairs}{', ...' if len(texts) > 13 else ''}.")
     if numbering.merged:
         merged = ", ".join(masks.label_text(label) for label in numbering.merged)
-        advice.append(f"masks: {merged} counted as background; what moves there disturbs the camera's path.")
+        advice.append(f"{merged} counted as background; what moves there disturbs the camera's path.")
     if numbering.soft:
         share = sum(counts.pixels[label] for label in numbering.soft) / counts.pixels.total()
         advice.append(
-            f"masks: {len(numbering.soft)} values or colours occur on edges only ({100 * share:.1f} % of pixels) and "
+            f"{len(numbering.soft)} values or colours occur on edges only ({100 * share:.1f} % of pixels) and "
             "were given to the object beside them; if one is a thin object, save masks without soft edges."
         )
     return advice

@@ -40,22 +40,22 @@ class MasksConfig:
 
     masks: Path | None = None
     """Folder of masks (one a frame, or one for each object and frame; pictures or arrays), or a .npy or .npz of all."""
-    names: tuple[str, ...] = ()
+    object_names: tuple[str, ...] = ()
     """Names of the objects in the order of their ids, without the background."""
     background: str | None = None
     """The value, colour (#rrggbb) or name that stands for the background; by default 0 or black."""
     ignore: tuple[str, ...] = ()
     """Values, colours or names to count as background."""
-    threshold: float = 0.5
+    mask_threshold: float = 0.5
     """Where soft masks of one object begin, from 0 to 1."""
-    clean: int = 0
+    clean_masks: int = 0
     """Parts and holes of fewer pixels are given to what is around them; 0 takes masks as they come."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold:g}; expected 0 or more and less than 1.")
-        if self.clean < 0:
-            raise ConfigError(f"clean is {self.clean}; expected a number of pixels, 0 or more.")
+        if not 0 <= self.mask_threshold < 1:
+            raise ConfigError(f"mask_threshold is {self.mask_threshold:g}; expected 0 or more and less than 1.")
+        if self.clean_masks < 0:
+            raise ConfigError(f"clean_masks is {self.clean_masks}; expected a number of pixels, 0 or more.")
 
 
 def import_masks(scene: Path, staging: Path, config: MasksConfig, progress: Progress = no_progress) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def import_masks(scene: Path, staging: Path, config: MasksConfig, progress: Prog
     masks = find_masks(config.masks)
     match = match_frames(masks, record)
     total = 2 * len(record.frames)
-    counts = count_labels(masks, match, config.threshold, lambda done: progress(done, total))
+    counts = count_labels(masks, match, config.mask_threshold, lambda done: progress(done, total))
     numbering = number_objects(counts, masks, config.background, config.ignore)
     object_ids = np.empty((len(record.frames), *record.size[::-1]), dtype=np.uint8)
     for frame, mask in enumerate(match.masks):
@@ -86,7 +86,7 @@ def import_masks(scene: Path, staging: Path, config: MasksConfig, progress: Prog
     switches = find_switches(object_ids, len(names))
     advice = [
         *advise_on_match(masks, match),
-        *_size_advice(masks, match, record, config.threshold),
+        *_size_advice(masks, match, record, config.mask_threshold),
         *advise_on_numbering(numbering, masks, names, counts),
         *advise(findings, switches, names, object_ids.shape),
     ]
@@ -128,9 +128,9 @@ def _frame_ids(
     masks: MaskFiles, mask: int, numbering: ObjectNumbering, record: FramesRecord, config: MasksConfig
 ) -> UInt8[np.ndarray, "h w"]:
     """Ids of one frame, at the frame's size."""
-    ids = numbering.ids(read_labels(masks, mask, config.threshold))
+    ids = numbering.ids(read_labels(masks, mask, config.mask_threshold))
     ids = to_frame_size(ids, record, masks.pieces[mask][0].path)
-    return fill_small_parts(ids, config.clean) if config.clean > 0 else ids
+    return fill_small_parts(ids, config.clean_masks) if config.clean_masks > 0 else ids
 
 
 def _size_advice(masks: MaskFiles, match: FrameMatch, record: FramesRecord, threshold: float) -> list[str]:
@@ -140,7 +140,7 @@ def _size_advice(masks: MaskFiles, match: FrameMatch, record: FramesRecord, thre
         return []
     source_width, source_height = record.source_size
     return [
-        f"masks: they are {width}x{height} where the source's images are {source_width}x{source_height}; resized, so "
+        f"masks are {width}x{height} where the source's images are {source_width}x{source_height}; resized, so "
         "borders are coarser than they could be."
     ]
 
@@ -148,14 +148,14 @@ def _size_advice(masks: MaskFiles, match: FrameMatch, record: FramesRecord, thre
 def _object_names(numbering: ObjectNumbering, masks: MaskFiles, config: MasksConfig) -> tuple[str, ...]:
     """The background's name and the objects', as told, or as files and folders say, else numbered."""
     num_objects = len(numbering.labels) - 1
-    if config.names:
-        if len(config.names) != num_objects:
+    if config.object_names:
+        if len(config.object_names) != num_objects:
             texts = ", ".join(masks.label_text(label) for label in numbering.labels[1:13])
             raise ConfigError(
-                f"masks.names has {len(config.names)} names but masks show {num_objects} objects ({texts}); expected "
-                "one name for each, without the background."
+                f"--object-names has {len(config.object_names)} names but masks show {num_objects} objects ({texts}); "
+                "expected one name for each, without the background."
             )
-        return ("background", *config.names)
+        return ("background", *config.object_names)
     known = masks.objects or _names_beside(masks.pieces[0][0].path.parent)
     names = ["background"]
     for k, label in enumerate(numbering.labels[1:], start=1):
