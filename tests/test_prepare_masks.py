@@ -383,6 +383,13 @@ def test_masks_of_the_source_go_through_the_frames_warp(tmp_path):
     assert any("232x144" in line for line in advice)
 
 
+def test_resizing_masks_invents_no_ids(scene, tmp_path):
+    """Between the background (0) and object 2 nothing may turn into object 1."""
+    small = np.ascontiguousarray(true_ids()[:, ::4, ::4])
+    ids, _, _ = imported(scene, indexed(tmp_path / "given", small))
+    np.testing.assert_array_equal(ids, np.kron(small, np.ones((4, 4))))
+
+
 def test_masks_of_another_shape_are_refused(scene, tmp_path):
     with pytest.raises(DatasetError, match=r"00000\.png: mask is 96x50 but the source's images are 96x64"):
         imported(scene, indexed(tmp_path / "given", np.ascontiguousarray(true_ids()[:, :50])))
