@@ -22,11 +22,6 @@ class WordsConfig:
     repeat: int = 1
 
 
-@dataclass(frozen=True)
-class NoConfig:
-    pass
-
-
 def write_words(scene: Path, staging: Path, config: WordsConfig, progress: Progress) -> tuple[str, ...]:
     words = config.source.read_text().split() * config.repeat
     (staging / "words").mkdir()
@@ -36,7 +31,7 @@ def write_words(scene: Path, staging: Path, config: WordsConfig, progress: Progr
     return () if len(words) > 1 else ("one word only",)
 
 
-def write_lengths(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+def write_lengths(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
     (staging / "prepare").mkdir()
     lengths = [len(path.read_text()) for path in sorted((scene / "words").iterdir())]
     if 0 in lengths:
@@ -45,7 +40,7 @@ def write_lengths(scene: Path, staging: Path, config: NoConfig, progress: Progre
     return ()
 
 
-def write_sum(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+def write_sum(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
     (staging / "sum.txt").write_text(str(sum(json.loads((scene / "prepare" / "lengths.json").read_text()))))
     return ()
 
@@ -65,8 +60,8 @@ def scene(tmp_path: Path) -> Path:
 def three_steps(source: Path, repeat: int = 1) -> tuple[Step, ...]:
     return (
         Step("words", write_words, WordsConfig(source, repeat), ()),
-        Step("lengths", write_lengths, NoConfig(), ("words",)),
-        Step("sum", write_sum, NoConfig(), ("lengths",)),
+        Step("lengths", write_lengths, None, ("words",)),
+        Step("sum", write_sum, None, ("lengths",)),
     )
 
 
@@ -143,13 +138,13 @@ def test_results_of_former_inputs_do_not_outlive_a_change_they_do_not_share(sour
     first, *_ = steps = three_steps(source)
     list(run_steps(scene, steps))
 
-    def write_an_empty_word(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+    def write_an_empty_word(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
         (staging / "words").mkdir()
         (staging / "words" / "0.txt").touch()
         return ()
 
     with pytest.raises(DatasetError, match="an empty word"):
-        list(run_steps(scene, (replace(first, run=write_an_empty_word, config=NoConfig()), *steps[1:])))
+        list(run_steps(scene, (replace(first, run=write_an_empty_word, config=None), *steps[1:])))
     assert set(files_in(scene)) == {"words/0.txt", "prepare/steps.json"}
     assert set(read_records(scene)) == {"words"}
 
@@ -157,7 +152,7 @@ def test_results_of_former_inputs_do_not_outlive_a_change_they_do_not_share(sour
 def test_a_full_disk_is_one_line_that_names_the_step_and_keeps_earlier_ones(source: Path, scene: Path):
     words, lengths, last = three_steps(source)
 
-    def fill_the_disk(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+    def fill_the_disk(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
         (staging / "half.bin").write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device", str(staging / "half.bin"))
 
@@ -171,7 +166,7 @@ def test_files_that_cannot_grow_are_reported_too(source: Path, scene: Path):
     """As above with the operating system's own refusal, here of files above 100 kB."""
     resource = pytest.importorskip("resource", reason="limits of a process are POSIX")
 
-    def write_much(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+    def write_much(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
         (staging / "much.bin").write_bytes(bytes(200_000))
         return ()
 
@@ -180,7 +175,7 @@ def test_files_that_cannot_grow_are_reported_too(source: Path, scene: Path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(DatasetError, match=r"much: .*File too large"):
-            list(run_steps(scene, (Step("much", write_much, NoConfig(), ()),)))
+            list(run_steps(scene, (Step("much", write_much, None, ()),)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -190,7 +185,7 @@ def test_files_that_cannot_grow_are_reported_too(source: Path, scene: Path):
 def test_an_interrupted_step_leaves_nothing_and_runs_again(source: Path, scene: Path):
     words, lengths, last = three_steps(source)
 
-    def press_ctrl_c(scene: Path, staging: Path, config: NoConfig, progress: Progress) -> tuple[str, ...]:
+    def press_ctrl_c(scene: Path, staging: Path, config: None, progress: Progress) -> tuple[str, ...]:
         (staging / "half.txt").touch()
         raise KeyboardInterrupt
 

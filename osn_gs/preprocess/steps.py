@@ -35,7 +35,7 @@ class Step:
     name: str
     run: Callable[[Path, Path, Any, Progress], tuple[str, ...]]
     config: Any
-    """Its options, a dataclass. What lies at the paths among them is part of what the step is made from."""
+    """Its options, a dataclass, or None. What lies at the paths among them is part of what the step is made from."""
     reads: tuple[str, ...]
     """The earlier steps whose files it reads."""
 
@@ -221,8 +221,8 @@ def _digest_of_inputs(scene: Path, step: Step, records: dict[str, StepRecord], d
 
 
 def _options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All options of nested dataclasses as (dotted name, value)."""
-    for field in dataclasses.fields(config):
+    """All options of nested dataclasses as (dotted name, value); none for None."""
+    for field in () if config is None else dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _options(value, f"{prefix}{field.name}.")
