@@ -118,7 +118,7 @@ def load_scene(
         scale_ranges=torch.tensor([(1.0, 1.0), *(obj.scale_range for obj in objects[1:])]),
         near=near,
         far=far,
-        object_names=_read_object_names(folder, len(objects)),
+        object_names=read_object_names(folder, len(objects)),
         held_out=read_held_out(folder, transforms, cam_from_background, known_scale, pixel_center, downscale),
         truth=_read_truth(folder, objects, object_ids, downscale),
         folder=folder,
@@ -251,7 +251,7 @@ def _read_layer_depths(
     return torch.from_numpy(np.stack(frames)).float() / true_scales[:, None, None]
 
 
-def _read_object_names(folder: Path, num_objects: int) -> tuple[str, ...]:
+def read_object_names(folder: Path, num_objects: int) -> tuple[str, ...]:
     """Names from scene.json (`objects`, an extra of our own), else numbered ones."""
     if (folder / "scene.json").is_file():
         content = read_json(folder / "scene.json")
