@@ -9,22 +9,26 @@ from jaxtyping import Bool, Float
 
 from osn_gs.preprocess.flow import sample_bilinear
 
-ITERATIONS = 8
+ITERATIONS = 5
 STEP_DAMPING = 0.02  # of the mean curvature, on the warp's linear part: patches hardly tell how they are sheared
+LARGEST_STEP = 2.0  # pixels an iteration
+LARGEST_STRETCH = 0.2  # an iteration
+MOST_STRETCHED = 2.0  # larger or smaller than where it was taken, a patch is not the same any more
+FLAT = 1e-3  # grey levels; a smaller spread is none
 
 
 @dataclass(frozen=True)
 class Patches:
     """Square patches as they looked where they were taken, ready to be aligned.
 
-    `values` [n, m] and `weights` [n, m] at `offsets` [m, 2] in pixels from the patch's centre (a weight is 0 where a
-    pixel belongs to another object); `solver` maps residuals to steps of the warp.
+    `values` [n, c, m] has c channels at the m `offsets` in pixels from the patch's centre, `weights` [n, m] is 0 where
+    a pixel belongs to another object; `solver` maps residuals to steps of the warp.
     """
 
     offsets: Float[np.ndarray, "m 2"]
-    values: Float[np.ndarray, "n m"]
+    values: Float[np.ndarray, "n c m"]
     weights: Float[np.ndarray, "n m"]
-    solver: Float[np.ndarray, "n 6 m"]
+    solver: Float[np.ndarray, "n 6 c*m"]
 
     def select(self, chosen: np.ndarray) -> Patches:
         """The patches a mask or an index array names."""
@@ -56,11 +60,11 @@ class Alignment:
     pixels: Float[np.ndarray, "n 2"]
     warps: Float[np.ndarray, "n 2 2"]
     similarity: Float[np.ndarray, "n"]
-    """Weighted correlation of the patch with what was found, in [-1, 1]."""
+    """Weighted correlation of the patch with what was found, over all channels, in [-1, 1]."""
 
 
 def cut_patches(
-    image: Float[np.ndarray, "h w"],
+    image: Float[np.ndarray, "c h w"],
     object_mask: Bool[np.ndarray, "h w"],
     pixels: Float[np.ndarray, "n 2"],
     radius: int,
@@ -69,82 +73,92 @@ def cut_patches(
     line = np.arange(-radius, radius + 1, dtype=np.float32)
     offsets = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     places = (pixels[:, None] + offsets).astype(np.float32)
-    rows_gradient, columns_gradient = np.gradient(image)
-    stacked = np.stack([image, columns_gradient, rows_gradient, object_mask.astype(np.float32)], -1)
-    sampled = sample_bilinear(stacked, places)
-    values, gradient, inside = sampled[..., 0], sampled[..., 1:3], sampled[..., 3]
+    down, right = np.gradient(image, axis=(1, 2))
+    values, right, down = (_sample_channels(channels, places) for channels in (image, right, down))
+    inside = sample_bilinear(object_mask.astype(np.float32), places)
     weights = np.exp(-(offsets**2).sum(-1) / (2 * (0.6 * radius) ** 2)) * (inside > 0.99)
     weights = (weights / np.maximum(weights.sum(1, keepdims=True), 1e-6)).astype(np.float32)
-    return Patches(offsets, values, weights, _solver(offsets, values, gradient, weights))
+    return Patches(offsets, values, weights, _solver(offsets, values, right, down, weights))
 
 
 def _solver(
     offsets: Float[np.ndarray, "m 2"],
-    values: Float[np.ndarray, "n m"],
-    gradient: Float[np.ndarray, "n m 2"],
+    values: Float[np.ndarray, "n c m"],
+    right: Float[np.ndarray, "n c m"],
+    down: Float[np.ndarray, "n c m"],
     weights: Float[np.ndarray, "n m"],
-) -> Float[np.ndarray, "n 6 m"]:
-    """From residuals to least-squares steps of the warp, brightness's gain and offset solved along and dropped.
+) -> Float[np.ndarray, "n 6 c*m"]:
+    """From residuals to least-squares steps of the warp: its linear part row by row, then the shift.
 
-    Inverse compositional (Baker and Matthews 2004): the patch's own gradient serves at every iteration. Steps are the
-    linear part (row by row), then the shift.
+    Inverse compositional (Baker and Matthews 2004): the patch's own gradient serves at every iteration. What a gain or
+    an offset of a channel explains is taken out of the gradient first.
     """
-    jacobian = np.concatenate(
-        [
-            gradient[..., :1] * offsets,
-            gradient[..., 1:] * offsets,
-            gradient,
-            values[..., None],
-            np.ones_like(values)[..., None],
-        ],
-        -1,
-    )
-    weighted = np.swapaxes(jacobian * weights[..., None], 1, 2)
-    curvature = (weighted @ jacobian).astype(np.float64)
+    columns, rows = offsets.T
+    jacobian = np.stack([right * columns, right * rows, down * columns, down * rows, right, down], 1)  # n 6 c m
+    weight = weights[:, None]
+    centred, spread = _centre(weight, values)
+    unit = centred / spread
+    jacobian, _ = _centre(weight[:, None], jacobian)
+    jacobian = jacobian - (weight[:, None] * jacobian * unit[:, None]).sum(-1, keepdims=True) * unit[:, None]
+    flat = (len(values), 6, values.shape[1] * values.shape[2])
+    weighted = (jacobian * weight[:, None]).reshape(flat)
+    curvature = (weighted @ jacobian.reshape(flat).swapaxes(1, 2)).astype(np.float64)
     diagonal = np.einsum("nii->ni", curvature)
     diagonal[:, :4] += STEP_DAMPING * diagonal[:, :4].mean(1, keepdims=True)
     diagonal += 1e-6 * diagonal.mean(1, keepdims=True) + 1e-9
-    return np.linalg.solve(curvature, weighted.astype(np.float64))[:, :6].astype(np.float32)
+    return (np.linalg.inv(curvature).astype(np.float32)) @ weighted
 
 
 def align_patches(
     patches: Patches,
-    image: Float[np.ndarray, "h w"],
+    image: Float[np.ndarray, "c h w"],
     pixels: Float[np.ndarray, "n 2"],
     warps: Float[np.ndarray, "n 2 2"],
     iterations: int = ITERATIONS,
 ) -> Alignment:
-    """Find patches in `image`, starting from centres and linear warps; brightness may change by gain and offset."""
+    """Find patches in `image`, starting from centres and linear warps; every channel may change by gain and offset."""
     pixels, warps = pixels.astype(np.float64), warps.astype(np.float64)
+    flat = (len(pixels), patches.solver.shape[2], 1)
+    centred, spread = _centre(patches.weights[:, None], patches.values)
     for _ in range(iterations):
-        residual = _like_patch(patches, _look(patches, image, pixels, warps)) - patches.values
-        step = np.einsum("nkm,nm->nk", patches.solver, residual).astype(np.float64)
-        linear = np.clip(step[:, :4], -0.2, 0.2).reshape(-1, 2, 2) + np.eye(2)
+        seen, seen_spread = _centre(patches.weights[:, None], _look(patches, image, pixels, warps))
+        residual = seen * (spread / seen_spread) - centred
+        step = (patches.solver @ residual.reshape(flat))[..., 0].astype(np.float64)
+        linear = np.eye(2) + np.clip(step[:, :4], -LARGEST_STRETCH, LARGEST_STRETCH).reshape(-1, 2, 2)
         warps = warps @ np.linalg.inv(linear)
-        pixels = pixels - np.einsum("nij,nj->ni", warps, np.clip(step[:, 4:], -2, 2))
-    return Alignment(pixels, warps, _correlation(patches, _look(patches, image, pixels, warps)))
+        pixels = pixels - (warps @ np.clip(step[:, 4:, None], -LARGEST_STEP, LARGEST_STEP))[..., 0]
+    seen, seen_spread = _centre(patches.weights[:, None], _look(patches, image, pixels, warps))
+    together = (patches.weights[:, None] * centred * seen).sum((1, 2))
+    similarity = together / np.sqrt((spread**2).sum((1, 2)) * (seen_spread**2).sum((1, 2)))
+    return Alignment(pixels, warps, similarity)
 
 
-def _look(patches: Patches, image: np.ndarray, pixels: np.ndarray, warps: np.ndarray) -> Float[np.ndarray, "n m"]:
+def plausible_warps(warps: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n"]:
+    """Whether patches were stretched by no more than `MOST_STRETCHED` in any direction, and not turned over."""
+    stretch = np.linalg.svd(warps, compute_uv=False)
+    return (stretch[:, 0] < MOST_STRETCHED) & (stretch[:, 1] > 1 / MOST_STRETCHED) & (np.linalg.det(warps) > 0)
+
+
+def _look(patches: Patches, image: np.ndarray, pixels: np.ndarray, warps: np.ndarray) -> Float[np.ndarray, "n c m"]:
     """What the image shows where a warp puts a patch's pixels."""
-    return sample_bilinear(image, pixels[:, None] + np.einsum("nij,mj->nmi", warps, patches.offsets))
+    columns, rows = patches.offsets.T
+    places = np.empty((*patches.weights.shape, 2), np.float32)
+    for axis in range(2):
+        along_columns, along_rows = warps[:, axis].T.astype(np.float32)[..., None]
+        places[..., axis] = pixels[:, axis, None].astype(np.float32) + along_columns * columns + along_rows * rows
+    return _sample_channels(image, places)
 
 
-def _like_patch(patches: Patches, seen: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """`seen` with the weighted mean and spread of the patch."""
-    mean, spread = _moments(patches.weights, patches.values)
-    seen_mean, seen_spread = _moments(patches.weights, seen)
-    return (seen - seen_mean) * (spread / np.maximum(seen_spread, 1e-3)) + mean
+def _sample_channels(
+    channels: Float[np.ndarray, "c h w"], places: Float[np.ndarray, "n m 2"]
+) -> Float[np.ndarray, "n c m"]:
+    values = np.empty((len(places), len(channels), places.shape[1]), np.float32)
+    for index, channel in enumerate(channels):
+        values[:, index] = sample_bilinear(channel, places)
+    return values
 
 
-def _correlation(patches: Patches, seen: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n"]:
-    mean, spread = _moments(patches.weights, patches.values)
-    seen_mean, seen_spread = _moments(patches.weights, seen)
-    product = (patches.weights * (patches.values - mean) * (seen - seen_mean)).sum(1)
-    return product / np.maximum(spread * seen_spread, 1e-3)[:, 0]
-
-
-def _moments(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation [n, 1] of every row."""
-    mean = (weights * values).sum(1, keepdims=True)
-    return mean, np.sqrt((weights * (values - mean) ** 2).sum(1, keepdims=True))
+def _centre(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values less their weighted mean over the last axis, and their weighted standard deviation [..., 1]."""
+    centred = values - (weights * values).sum(-1, keepdims=True)
+    return centred, np.sqrt((weights * centred**2).sum(-1, keepdims=True)) + np.float32(FLAT)

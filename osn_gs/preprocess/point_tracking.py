@@ -3,47 +3,83 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.spatial import cKDTree
 
 from osn_gs.errors import ConfigError
-from osn_gs.preprocess.flow import FlowField, image_flow, object_flow, one_opencv_thread, sample_bilinear
-from osn_gs.preprocess.patch_alignment import Patches, align_patches, cut_patches
+from osn_gs.preprocess.feature_matches import Features, detect_features, track_features
+from osn_gs.preprocess.flow import FlowField, image_flow, object_flow, one_opencv_thread
+from osn_gs.preprocess.frames import read_frames
+from osn_gs.preprocess.masks import read_object_ids
+from osn_gs.preprocess.patch_alignment import Alignment, Patches, align_patches, cut_patches, plausible_warps
+from osn_gs.preprocess.pictures import contact_sheet, object_palette, write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
-from osn_gs.preprocess.tracks import Tracks
+from osn_gs.preprocess.sfm.balanced import balanced_subset
+from osn_gs.preprocess.tracks import Tracks, save_tracks
 from osn_gs.threads import num_threads
+
+PICTURE_FILE = Path("prepare") / "tracks.png"
+FRAMES_SHOWN = 9  # in the picture
+TAIL = 6  # frames of a track's past that the picture shows
 
 BACKGROUND = 0
 PATCH_RADIUS = 7  # pixels
 BLUR = 0.7  # pixels; less noise and aliasing in the patches
 BORDER = 2  # pixels that masks are shrunk by where two ids meet: there the flow mixes both motions
 FEWEST_PIXELS = 30  # an object smaller than this in a frame is not followed there
-SEEDS_WANTED = 1500  # points of one object alive at a time
-SPACING_LIMITS = (3.0, 12.0)  # pixels between points
+SEEDS_WANTED = 800  # points of one object alive at a time
+SPACING_LIMITS = (2.5, 12.0)  # pixels between points
 TEXTURE_PERCENTILE = 20  # of the object's pixels, by their smaller gradient eigenvalue; below nothing can be followed
+FLOW_ERROR, RELATIVE_FLOW_ERROR = 0.7, 0.03  # pixels, and share of the motion, that flow there and back may miss by
+SURE_FLOW_ERROR = 0.35  # the same in pixels where no patch is found
+LARGEST_CORRECTION = 1.5  # pixels between the flow's prediction and where the patch is found
+LEAST_SIMILARITY = 0.8
+LOST_FRAMES = 12  # frames for which a lost point is looked for
+SURE_SIMILARITY = 0.9  # of a lost point that is found again
+NEIGHBOURS = 12  # points whose motion tells where a lost one should be
+FEW_TRACKS = 100  # with fewer tracks an object is followed again by flow alone
+FEW_IN_FRAME = 20  # tracks of an object in a frame that shows it; fewer and its pose there is doubtful
+LEAST_MOTION = 0.01  # of the image's width: smaller motion of the background over the clip shows no depth
 
 
 @dataclass(frozen=True)
 class TracksConfig:
-    """How many points are followed, and how sure one must be."""
+    """How many points are followed."""
 
     spacing: float | None = None
     """Pixels between followed points; by default by the object's size."""
-    tracks_per_object: int = 1500
+    per_object: int = 1500
     """About so many tracks are kept of every object, spread over frames and over the object."""
     shortest: int = 3
     """Tracks seen in fewer frames are dropped."""
 
     def __post_init__(self) -> None:
         if self.spacing is not None and not self.spacing >= 1:
-            raise ConfigError(f"tracks.spacing must be at least 1 pixel, got {self.spacing}.")
-        if self.tracks_per_object < 50:
-            raise ConfigError(f"tracks.tracks_per_object must be at least 50, got {self.tracks_per_object}.")
+            raise ConfigError(f"tracks.spacing is {self.spacing:g}; expected at least 1 pixel.")
+        if self.per_object < 50:
+            raise ConfigError(f"tracks.per_object is {self.per_object}; expected at least 50.")
         if self.shortest < 2:
-            raise ConfigError(f"tracks.shortest must be at least 2 frames, got {self.shortest}.")
+            raise ConfigError(f"tracks.shortest is {self.shortest}; expected at least 2 frames.")
+
+
+def track_objects(
+    scene: Path, staging: Path, config: TracksConfig, progress: Progress = no_progress
+) -> tuple[str, ...]:
+    """The tracks step: write sfm/{trajectories,visibilities,segm_preds}.npy and a picture; advice for the user.
+
+    Raises:
+        DatasetError: frames or masks of the earlier steps are missing.
+    """
+    images, object_ids = read_frames(scene), read_object_ids(scene)
+    tracks = track_points(images, object_ids, config, progress)
+    save_tracks(staging / "sfm", tracks)
+    write_picture(staging / PICTURE_FILE, draw_tracks(images, tracks))
+    return tracking_advice(tracks, object_ids)
 
 
 def track_points(
@@ -52,28 +88,68 @@ def track_points(
     config: TracksConfig,
     progress: Progress = no_progress,
 ) -> Tracks:
-    """Follow points of every object through the clip, forwards and backwards in time."""
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    smooth = [cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR) for image in grey]
+    """Follow points of every object through the clip, forwards and backwards in time, and match its features.
+
+    The result does not depend on the number of threads.
+    """
     num_objects = int(object_ids.max()) + 1
     kept = []
     with one_opencv_thread(), ThreadPoolExecutor(num_threads()) as pool:
+        looks = list(pool.map(_Look.of, images))
+        total = 3 * num_objects
         for k in range(num_objects):
-            clip = _ObjectClip.of(k, grey, smooth, object_ids, pool)
-            directions = list(pool.map(lambda c: _follow(c, config), (clip, clip.reversed())))
-            forward, backward = directions[0], _reverse_time(directions[1])
-            both = Tracks(
-                np.concatenate([forward.pixels, backward.pixels]),
-                np.concatenate([forward.visible, backward.visible]),
-                np.concatenate([forward.object_ids, backward.object_ids]),
-            )
-            kept.append(both.select(choose_tracks(both, config.tracks_per_object)))
-            progress(k + 1, num_objects)
-    return Tracks(
-        np.concatenate([tracks.pixels for tracks in kept]),
-        np.concatenate([tracks.visible for tracks in kept]),
-        np.concatenate([tracks.object_ids for tracks in kept]),
-    )
+            clip = _object_clip(k, looks, object_ids, pool)
+            progress(3 * k + 1, total)
+            candidates = _candidates(clip, looks, config, pool)
+            progress(3 * k + 2, total)
+            kept.append(candidates.select(balanced_subset(candidates.pixels, candidates.visible, config.per_object)))
+            progress(3 * k + 3, total)
+    return _together(kept)
+
+
+def _candidates(clip: _ObjectClip, looks: list[_Look], config: TracksConfig, pool: ThreadPoolExecutor) -> Tracks:
+    """All tracks of one object; where patches find hardly any, those of flow alone too."""
+    features = pool.submit(_feature_tracks, clip, looks)
+    found = [*_both_ways(clip, config, pool), features.result()]
+    if sum((tracks.visible.sum(1) >= config.shortest).sum() for tracks in found) < FEW_TRACKS:
+        found += _both_ways(replace(clip, flow_alone=True), config, pool)
+    tracks = _together(found)
+    return tracks.select(tracks.visible.sum(1) >= config.shortest)
+
+
+def _both_ways(clip: _ObjectClip, config: TracksConfig, pool: ThreadPoolExecutor) -> list[Tracks]:
+    forward, backward = pool.map(lambda played: _follow(played, config), (clip, clip.backwards()))
+    return [forward, Tracks(backward.pixels[:, ::-1], backward.visible[:, ::-1], backward.object_ids)]
+
+
+def _feature_tracks(clip: _ObjectClip, looks: list[_Look]) -> Tracks:
+    features = [look.features.inside(safe) for look, safe in zip(looks, clip.safe, strict=True)]
+    return track_features(features, clip.images, clip.masks, clip.object_id, PATCH_RADIUS)
+
+
+def _together(parts: list[Tracks]) -> Tracks:
+    return Tracks(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("pixels", "visible", "object_ids")))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One frame in the forms that tracking needs."""
+
+    grey: UInt8[np.ndarray, "h w"]
+    channels: Float[np.ndarray, "3 h w"]
+    """Lightly smoothed brightness and two colour differences. White highlights, which wander over a surface, add to
+    the brightness alone."""
+    texture: Float[np.ndarray, "h w"]
+    """Smaller eigenvalue of the gradients around a pixel (Shi and Tomasi 1994)."""
+    features: Features
+
+    @classmethod
+    def of(cls, image: UInt8[np.ndarray, "h w 3"]) -> _Look:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        red, green, blue = np.moveaxis(cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR), -1, 0)
+        brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+        channels = np.stack([brightness, red - green, (red + green) / 2 - blue])
+        return cls(grey, channels, cv2.cornerMinEigenVal(grey, 5), detect_features(grey))
 
 
 @dataclass(frozen=True)
@@ -81,37 +157,20 @@ class _ObjectClip:
     """What following one object's points needs: images, where the object is, and the flow between neighbours.
 
     `flow_on[t]` goes from frame t to t + 1, `flow_back[t]` from t + 1 to t; None where the object is out of sight.
+    With `flow_alone`, points go where the flow takes them, even if their patch is not found there.
     """
 
     object_id: int
-    images: list[Float[np.ndarray, "h w"]]
+    images: list[Float[np.ndarray, "3 h w"]]
     masks: list[Bool[np.ndarray, "h w"]]
     safe: list[Bool[np.ndarray, "h w"]]
     texture: list[Float[np.ndarray, "h w"]]
     flow_on: list[FlowField | None]
     flow_back: list[FlowField | None]
+    flow_alone: bool = False
 
-    @classmethod
-    def of(cls, k: int, grey: list, smooth: list, object_ids: np.ndarray, pool: ThreadPoolExecutor) -> _ObjectClip:
-        masks = [ids == k for ids in object_ids]
-        safe = [mask & _away_from_borders(ids) for mask, ids in zip(masks, object_ids, strict=True)]
-        texture = list(pool.map(lambda image: cv2.cornerMinEigenVal(image, 5), grey))
-
-        def flow(pair: tuple[int, int]) -> FlowField | None:
-            first, second = pair
-            if min(masks[first].sum(), masks[second].sum()) < FEWEST_PIXELS:
-                return None
-            if k == BACKGROUND:
-                return image_flow(grey[first], grey[second])
-            return object_flow(grey[first], grey[second], masks[first], masks[second])
-
-        steps = range(len(grey) - 1)
-        flow_on = list(pool.map(flow, ((t, t + 1) for t in steps)))
-        flow_back = list(pool.map(flow, ((t + 1, t) for t in steps)))
-        return cls(k, smooth, masks, safe, texture, flow_on, flow_back)
-
-    def reversed(self) -> _ObjectClip:
-        """The same clip played backwards."""
+    def backwards(self) -> _ObjectClip:
+        """The same clip with time reversed."""
         return _ObjectClip(
             self.object_id,
             self.images[::-1],
@@ -120,7 +179,34 @@ class _ObjectClip:
             self.texture[::-1],
             self.flow_back[::-1],
             self.flow_on[::-1],
+            self.flow_alone,
         )
+
+
+def _object_clip(
+    k: int, looks: list[_Look], object_ids: UInt8[np.ndarray, "t h w"], pool: ThreadPoolExecutor
+) -> _ObjectClip:
+    masks = [ids == k for ids in object_ids]
+    safe = [mask & _away_from_borders(ids) for mask, ids in zip(masks, object_ids, strict=True)]
+
+    def flow(pair: tuple[int, int]) -> FlowField | None:
+        a, b = pair
+        if min(masks[a].sum(), masks[b].sum()) < FEWEST_PIXELS:
+            return None
+        if k == BACKGROUND:
+            return image_flow(looks[a].grey, looks[b].grey)
+        return object_flow(looks[a].grey, looks[b].grey, masks[a], masks[b])
+
+    steps = range(len(looks) - 1)
+    return _ObjectClip(
+        k,
+        [look.channels for look in looks],
+        masks,
+        safe,
+        [look.texture for look in looks],
+        list(pool.map(flow, ((t, t + 1) for t in steps))),
+        list(pool.map(flow, ((t + 1, t) for t in steps))),
+    )
 
 
 def _away_from_borders(ids: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -129,55 +215,61 @@ def _away_from_borders(ids: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]
     return cv2.dilate(ids, kernel) == cv2.erode(ids, kernel)
 
 
-def _reverse_time(tracks: Tracks) -> Tracks:
-    return Tracks(tracks.pixels[:, ::-1], tracks.visible[:, ::-1], tracks.object_ids)
-
-
-@dataclass
-class _Alive:
-    """Points being followed: where they are now and how their patch has been warped since it was taken."""
+@dataclass(frozen=True)
+class _Points:
+    """Points where they were last seen (in frame `seen`) and how their patch had been warped since it was taken."""
 
     numbers: Int[np.ndarray, "n"]
+    seen: Int[np.ndarray, "n"]
     pixels: Float[np.ndarray, "n 2"]
     warps: Float[np.ndarray, "n 2 2"]
     patches: Patches
 
-    def select(self, chosen: np.ndarray) -> _Alive:
-        return _Alive(self.numbers[chosen], self.pixels[chosen], self.warps[chosen], self.patches.select(chosen))
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-    def append(self, other: _Alive) -> _Alive:
-        return _Alive(
-            np.concatenate([self.numbers, other.numbers]),
-            np.concatenate([self.pixels, other.pixels]),
-            np.concatenate([self.warps, other.warps]),
-            self.patches.append(other.patches),
+    def select(self, chosen: np.ndarray) -> _Points:
+        return _Points(
+            self.numbers[chosen],
+            self.seen[chosen],
+            self.pixels[chosen],
+            self.warps[chosen],
+            self.patches.select(chosen),
         )
+
+    def append(self, other: _Points) -> _Points:
+        arrays = ((getattr(self, name), getattr(other, name)) for name in ("numbers", "seen", "pixels", "warps"))
+        return _Points(*(np.concatenate(pair) for pair in arrays), self.patches.append(other.patches))
 
 
 def _follow(clip: _ObjectClip, config: TracksConfig) -> Tracks:
     """Tracks of one object forwards in time; points begin wherever none is near."""
     num_frames = len(clip.images)
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-    alive: _Alive | None = None
-    count = 0
+    pixels, visible = np.zeros((0, num_frames, 2)), np.zeros((0, num_frames), bool)
+    alive = lost = _new_points(clip, 0, np.zeros((0, 2)), 0)
     for t in range(num_frames):
-        seeds = _seed(clip, t, alive.pixels if alive is not None else np.zeros((0, 2)), config)
-        fresh = _Alive(
-            np.arange(count, count + len(seeds)),
-            seeds,
-            np.tile(np.eye(2), (len(seeds), 1, 1)),
-            cut_patches(clip.images[t], clip.masks[t], seeds, PATCH_RADIUS),
-        )
-        count += len(seeds)
-        alive = fresh if alive is None else alive.append(fresh)
-        seen.append((alive.numbers, alive.pixels))
-        if t + 1 < num_frames:
-            alive = _step(clip, t, alive)
-    pixels, visible = np.zeros((count, num_frames, 2)), np.zeros((count, num_frames), bool)
-    for t, (numbers, places) in enumerate(seen):
-        pixels[numbers, t], visible[numbers, t] = places, True
-    long_enough = visible.sum(1) >= config.shortest
-    return Tracks(pixels[long_enough], visible[long_enough], np.full(long_enough.sum(), clip.object_id))
+        if t > 0:
+            alive, just_lost = _step(clip, t - 1, alive)
+            lost = lost.select(lost.seen >= t - LOST_FRAMES).append(just_lost)
+            back, lost = _find_again(clip, t, lost, alive, pixels)
+            alive = alive.append(back)
+        fresh = _new_points(clip, t, _seed(clip, t, alive.pixels, config), len(pixels))
+        alive = alive.append(fresh)
+        pixels = np.concatenate([pixels, np.zeros((len(fresh), num_frames, 2))])
+        visible = np.concatenate([visible, np.zeros((len(fresh), num_frames), bool)])
+        pixels[alive.numbers, t], visible[alive.numbers, t] = alive.pixels, True
+    return Tracks(pixels, visible, np.full(len(pixels), clip.object_id))
+
+
+def _new_points(clip: _ObjectClip, t: int, pixels: Float[np.ndarray, "n 2"], first_number: int) -> _Points:
+    count = len(pixels)
+    return _Points(
+        np.arange(first_number, first_number + count),
+        np.full(count, t),
+        pixels,
+        np.tile(np.eye(2), (count, 1, 1)),
+        cut_patches(clip.images[t], clip.masks[t], pixels, PATCH_RADIUS),
+    )
 
 
 def _seed(clip: _ObjectClip, t: int, taken: Float[np.ndarray, "n 2"], config: TracksConfig) -> Float[np.ndarray, "m 2"]:
@@ -186,8 +278,8 @@ def _seed(clip: _ObjectClip, t: int, taken: Float[np.ndarray, "n 2"], config: Tr
     if safe.sum() < FEWEST_PIXELS:
         return np.zeros((0, 2))
     spacing = config.spacing or float(np.clip(np.sqrt(safe.sum() / SEEDS_WANTED), *SPACING_LIMITS))
-    good = safe & (texture > np.percentile(texture[safe], TEXTURE_PERCENTILE))
-    rows, columns = np.nonzero(good)
+    least_texture = -1 if clip.flow_alone else np.percentile(texture[safe], TEXTURE_PERCENTILE)
+    rows, columns = np.nonzero(safe & (texture > least_texture))
     order = np.argsort(-texture[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
     across = int(safe.shape[1] / spacing) + 1
@@ -198,81 +290,135 @@ def _seed(clip: _ObjectClip, t: int, taken: Float[np.ndarray, "n 2"], config: Tr
     return np.stack([columns[first[free]], rows[first[free]]], -1) + 0.5
 
 
-def _step(clip: _ObjectClip, t: int, alive: _Alive) -> _Alive:
-    """Take points from frame t to t + 1; those that cannot be trusted there end."""
-    if clip.flow_on[t] is None:
-        return alive.select(np.zeros(len(alive.pixels), bool))
-    image = clip.images[t + 1]
-    moved = clip.flow_on[t].at(alive.pixels)
-    predicted = alive.pixels + moved
-    back = clip.flow_back[t].at(predicted)
-    closed = np.linalg.norm(moved + back, axis=1)
-    consistent = closed < 0.7 + 0.03 * (np.linalg.norm(moved, axis=1) + np.linalg.norm(back, axis=1))
-    alive, predicted = alive.select(consistent), predicted[consistent]
+def _step(clip: _ObjectClip, t: int, alive: _Points) -> tuple[_Points, _Points]:
+    """Take points from frame t to t + 1: those found there, and the others where they were."""
+    on, back = clip.flow_on[t], clip.flow_back[t]
+    if on is None or back is None:
+        return alive.select(np.zeros(len(alive), bool)), alive
+    moved = on.at(alive.pixels)
+    returned = back.at(alive.pixels + moved)
+    open_by = np.linalg.norm(moved + returned, axis=1)
+    length = np.linalg.norm(moved, axis=1) + np.linalg.norm(returned, axis=1)
+    consistent = open_by < FLOW_ERROR + RELATIVE_FLOW_ERROR * length
+    lost, alive = alive.select(~consistent), alive.select(consistent)
+    predicted, open_by = alive.pixels + moved[consistent], open_by[consistent]
 
-    found = align_patches(alive.patches, image, predicted, alive.warps)
-    trusted = (
-        (np.linalg.norm(found.pixels - predicted, axis=1) < 1.5) & (found.similarity > 0.8) & _plausible(found.warps)
-    )
-    pixels, warps, patches = found.pixels.copy(), found.warps.copy(), alive.patches
-    lost = ~trusted
-    if lost.any():
-        fresh = cut_patches(clip.images[t], clip.masks[t], alive.pixels[lost], PATCH_RADIUS)
-        again = align_patches(fresh, image, predicted[lost], np.tile(np.eye(2), (lost.sum(), 1, 1)))
-        trusted[lost] = (
-            (np.linalg.norm(again.pixels - predicted[lost], axis=1) < 1.5)
-            & (again.similarity > 0.8)
-            & _plausible(again.warps)
-        )
-        pixels[lost], warps[lost], patches = again.pixels, again.warps, patches.replace(lost, fresh)
-    height, width = image.shape
-    trusted &= (pixels > 0).all(1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
-    inside = np.clip(pixels, 0, [width - 1, height - 1]).astype(int)
-    trusted &= clip.safe[t + 1][inside[:, 1], inside[:, 0]]
-    return _Alive(alive.numbers, pixels, warps, patches).select(trusted)
+    found = align_patches(alive.patches, clip.images[t + 1], predicted, alive.warps)
+    trusted = _trusted(found, predicted, LEAST_SIMILARITY)
+    pixels, warps, patches = found.pixels, found.warps, alive.patches
+    if not trusted.all():  # the patch has changed too much: take it anew where the point is now
+        changed = ~trusted
+        fresh = cut_patches(clip.images[t], clip.masks[t], alive.pixels[changed], PATCH_RADIUS)
+        found = align_patches(fresh, clip.images[t + 1], predicted[changed], np.tile(np.eye(2), (changed.sum(), 1, 1)))
+        pixels[changed], warps[changed], patches = found.pixels, found.warps, patches.replace(changed, fresh)
+        trusted[changed] = _trusted(found, predicted[changed], LEAST_SIMILARITY)
+    if clip.flow_alone:
+        carried = ~trusted & (open_by < SURE_FLOW_ERROR)
+        pixels[carried], warps[carried] = predicted[carried], np.eye(2)
+        trusted |= carried
+    trusted &= _inside(clip.safe[t + 1], pixels)
+    arrived = _Points(alive.numbers, np.full(len(alive), t + 1), pixels, warps, patches).select(trusted)
+    return arrived, lost.append(alive.select(~trusted))
 
 
-def _plausible(warps: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n"]:
-    """Whether a patch was stretched by no more than 2 in any direction, and not turned over."""
-    stretch = np.linalg.svd(warps, compute_uv=False)
-    return (stretch[:, 0] < 2) & (stretch[:, 1] > 0.5) & (np.linalg.det(warps) > 0)
+def _find_again(
+    clip: _ObjectClip, t: int, lost: _Points, alive: _Points, pixels: Float[np.ndarray, "n t 2"]
+) -> tuple[_Points, _Points]:
+    """Look for lost points where the motion of their neighbours since then puts them: those found, those still lost.
 
-
-GRID = (12, 8)  # cells over the object's box, for the quotas
-
-
-def choose_tracks(tracks: Tracks, wanted: int) -> Int[np.ndarray, "m"]:
-    """About `wanted` tracks of one object that cover every frame and every part of the object; longest first.
-
-    A track is kept while at least a third of the (frame, cell of the object's box) it visits are short of tracks.
+    `alive` are the points of frame t, `pixels` all points' places before it.
     """
-    lengths = tracks.visible.sum(1)
-    cells = _cells(tracks)
-    order = np.argsort(-lengths, kind="stable")
-    chosen = np.zeros(0, int)
-    for quota in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-        counts = np.zeros((tracks.num_frames, GRID[0] * GRID[1]), int)
-        kept = []
-        for i in order:
-            frames = np.flatnonzero(tracks.visible[i])
-            visited = cells[i, frames]
-            if (counts[frames, visited] < quota).mean() > 1 / 3:
-                kept.append(i)
-                counts[frames, visited] += 1
-        chosen = np.array(kept, int)
-        if len(chosen) >= wanted:
-            break
-    return np.sort(chosen)
+    found_pixels, found_warps = lost.pixels.copy(), lost.warps.copy()
+    trusted = np.zeros(len(lost), bool)
+
+    for seen in np.unique(lost.seen):
+        here = np.flatnonzero(lost.seen == seen)
+        before = pixels[alive.numbers, seen]
+        known = before.any(1)
+        if known.sum() < NEIGHBOURS:
+            continue
+        predicted, linear = _moved_like_neighbours(lost.pixels[here], before[known], alive.pixels[known])
+        found = align_patches(lost.patches.select(here), clip.images[t], predicted, linear @ lost.warps[here])
+        trusted[here] = _trusted(found, predicted, SURE_SIMILARITY) & _inside(clip.safe[t], found.pixels)
+        found_pixels[here], found_warps[here] = found.pixels, found.warps
+    back = _Points(lost.numbers, np.full(len(lost), t), found_pixels, found_warps, lost.patches).select(trusted)
+    return back, lost.select(~trusted)
 
 
-def _cells(tracks: Tracks) -> Int[np.ndarray, "n t"]:
-    """The cell of the object's box, at each frame, in which every track is."""
-    cells = np.zeros(tracks.visible.shape, int)
-    for t in range(tracks.num_frames):
-        seen = tracks.visible[:, t]
-        if seen.any():
-            places = tracks.pixels[seen, t]
-            low, high = np.percentile(places, 1, axis=0), np.percentile(places, 99, axis=0)
-            grid = np.clip((places - low) / np.maximum(high - low, 1e-6) * GRID, 0, np.array(GRID) - 1).astype(int)
-            cells[seen, t] = grid[:, 1] * GRID[0] + grid[:, 0]
-    return cells
+def _moved_like_neighbours(
+    pixels: Float[np.ndarray, "n 2"], before: Float[np.ndarray, "m 2"], after: Float[np.ndarray, "m 2"]
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2 2"]]:
+    """Where points went, and the linear part of the motion there: affine motion of the nearest of m neighbours."""
+    _, nearest = cKDTree(before).query(pixels, k=NEIGHBOURS)
+    start, end = before[nearest], after[nearest]
+    start_mean, end_mean = start.mean(1, keepdims=True), end.mean(1, keepdims=True)
+    start, end = start - start_mean, end - end_mean
+    spread = start.swapaxes(1, 2) @ start
+    spread += np.eye(2) * (0.1 * np.trace(spread, axis1=1, axis2=2) + 1e-6)[:, None, None]
+    linear = np.eye(2) + ((end - start).swapaxes(1, 2) @ start) @ np.linalg.inv(spread)
+    return end_mean[:, 0] + (linear @ (pixels - start_mean[:, 0])[..., None])[..., 0], linear
+
+
+def _trusted(found: Alignment, predicted: Float[np.ndarray, "n 2"], least_similarity: float) -> Bool[np.ndarray, "n"]:
+    near = np.linalg.norm(found.pixels - predicted, axis=1) < LARGEST_CORRECTION
+    return near & (found.similarity > least_similarity) & plausible_warps(found.warps)
+
+
+def _inside(mask: Bool[np.ndarray, "h w"], pixels: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
+    """Whether points lie in the image and in a mask."""
+    height, width = mask.shape
+    in_image = (pixels > 0).all(1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
+    columns, rows = np.clip(pixels, 0, [width - 1, height - 1]).astype(int).T
+    return in_image & mask[rows, columns]
+
+
+def tracking_advice(tracks: Tracks, object_ids: UInt8[np.ndarray, "t h w"]) -> tuple[str, ...]:
+    """Plain words about objects with too few tracks, and about a camera that hardly moves."""
+    advice = []
+    for k in range(int(object_ids.max()) + 1):
+        own = tracks.select(tracks.object_ids == k)
+        name = "the background" if k == BACKGROUND else f"object {k}"
+        if len(own) < FEW_TRACKS:
+            advice.append(
+                f"{name} has only {len(own)} point tracks: expect weak or no poses. Use larger or sharper images, "
+                "or leave the object out (--ignore)."
+            )
+            continue
+        shown = (object_ids == k).sum((1, 2)) >= FEWEST_PIXELS
+        bare = np.flatnonzero(shown & (own.visible.sum(0) < FEW_IN_FRAME))
+        if len(bare):
+            listed = ", ".join(map(str, bare[:8])) + (", ..." if len(bare) > 8 else "")
+            advice.append(f"{name} has fewer than {FEW_IN_FRAME} point tracks in {len(bare)} frames ({listed}).")
+        if k == BACKGROUND and _median_reach(own) < LEAST_MOTION * object_ids.shape[2]:
+            advice.append(
+                f"the background moves only {_median_reach(own):.1f} pixels in the picture: a camera that stands still "
+                "shows no depth. Use a part of the video in which the camera moves sideways."
+            )
+    return tuple(advice)
+
+
+def _median_reach(tracks: Tracks) -> float:
+    """Pixels between the first and last place of a track, in the median."""
+    rows = np.arange(len(tracks))
+    first, last = tracks.visible.argmax(1), tracks.num_frames - 1 - tracks.visible[:, ::-1].argmax(1)
+    return float(np.median(np.linalg.norm(tracks.pixels[rows, last] - tracks.pixels[rows, first], axis=1)))
+
+
+def draw_tracks(images: UInt8[np.ndarray, "t h w 3"], tracks: Tracks) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
+    """A sheet of frames with the tracks' places and where they came from, in the objects' colours."""
+    colors = object_palette()
+    colors[BACKGROUND] = 255
+    num_frames = len(images)
+    shown = np.unique(np.rint(np.linspace(0, num_frames - 1, min(FRAMES_SHOWN, num_frames))).astype(int))
+    pictures = []
+    for t in shown:
+        picture = images[t] // 2 + 32
+        for track in np.flatnonzero(tracks.visible[:, t]):
+            color = tuple(int(c) for c in colors[tracks.object_ids[track]])
+            past = np.arange(max(t - TAIL, 0), t + 1)
+            tail = tracks.pixels[track, past[tracks.visible[track, past]]] - 0.5
+            cv2.polylines(picture, [np.rint(tail).astype(np.int32)], False, color, 1, cv2.LINE_AA)
+            cv2.circle(picture, np.rint(tail[-1]).astype(int).tolist(), 1, color, -1, cv2.LINE_AA)
+        pictures.append(picture)
+    captions = [f"frame {t}: {int(tracks.visible[:, t].sum())} tracks" for t in shown]
+    return contact_sheet(pictures, captions, columns=3)
