@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from osn_gs.benchmarks import preparation
 from osn_gs.benchmarks.degraded_clips import degraded_focal, degraded_ids, write_degraded_clip
+from osn_gs.benchmarks.preparation import PreparationBenchmark, benchmark_preparation
 from osn_gs.benchmarks.synthetic_truth import (
     ClipTruth,
     add_truth,
@@ -22,7 +25,7 @@ from osn_gs.benchmarks.synthetic_truth import (
 )
 from osn_gs.data.demo import write_demo_scene
 from osn_gs.data.osn_layout import load_scene
-from osn_gs.errors import DatasetError
+from osn_gs.errors import ConfigError, DatasetError
 
 NUM_FRAMES = 8
 
@@ -195,3 +198,51 @@ def test_of_half_a_clip_the_views_at_its_times_and_cameras_stay(data, prepared):
 def test_a_set_without_true_poses_is_refused(prepared):
     with pytest.raises(DatasetError, match="has no `object_poses`; poses can be measured on a synthetic set only"):
         read_synthetic_set(prepared)
+
+
+def test_a_variant_that_cannot_be_prepared_says_why_and_the_next_one_follows(data, tmp_path, monkeypatch):
+    told = []
+
+    def prepare(config, console):
+        told.append((config.out.name, config.frames.focal))
+        raise DatasetError("object 1: no motion fits its tracks.")
+
+    monkeypatch.setattr(preparation, "prepare", prepare)
+    options = PreparationBenchmark(data, tmp_path / "out", variants=("focal-5%", "focal-unknown"))
+    console = Console(record=True, quiet=False, width=160, file=(tmp_path / "printed").open("w"))
+    figures = benchmark_preparation(options, console)
+    focal = read_synthetic_set(data).focal
+    assert told == [("focal-5%", pytest.approx(0.95 * focal)), ("focal-unknown", None)]
+    assert console.export_text().count("not prepared") == 2
+    assert json.loads((tmp_path / "out" / "preparation.json").read_text()) == figures
+    for found in figures["variants"].values():
+        assert found["error"] == "object 1: no motion fits its tracks."
+
+
+def test_folders_of_an_earlier_run_are_refused_before_anything_is_prepared(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "prepare", lambda config, console: pytest.fail("prepared"))
+    (tmp_path / "half").mkdir()
+    with pytest.raises(ConfigError, match="half: exists already; delete it, or choose another --out"):
+        benchmark_preparation(PreparationBenchmark(data, tmp_path, ("clean", "half")), Console(quiet=True))
+
+
+def test_variants_named_twice_or_not_at_all_are_refused(data, tmp_path):
+    for variants, message in (((), "expected at least one"), (("half", "half"), "expected each once, got half half")):
+        with pytest.raises(ConfigError, match=message):
+            benchmark_preparation(PreparationBenchmark(data, tmp_path, variants), Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_a_ray_cast_clip_is_prepared_to_within_a_few_degrees(tmp_path):
+    data = write_demo_scene(tmp_path / "demo", num_frames=12, width=240, height=180)
+    options = PreparationBenchmark(data, tmp_path / "out", with_truth=True)
+    found = benchmark_preparation(options, Console(quiet=True))["variants"]["clean"]
+    assert found["error"] is None
+    assert [obj["name"] for obj in found["objects"]] == list(load_scene(data).object_names)
+    background = found["objects"][0]
+    assert background["registered"] == 12
+    assert background["rotation_max"] < 1
+    assert background["centre_max"] < 2
+    scene = load_scene(tmp_path / "out" / "clean")
+    assert scene.truth is not None
+    assert len(scene.held_out["test"]) == len(load_scene(data).held_out["test"])

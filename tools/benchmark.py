@@ -1,4 +1,4 @@
-"""Measure the parts that must be fast: `python tools/benchmark.py rasterize` or `scales`."""
+"""Measure the parts that must be fast or right: `python tools/benchmark.py rasterize`, `scales` or `preparation`."""
 
 import sys
 

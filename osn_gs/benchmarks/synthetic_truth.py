@@ -153,7 +153,7 @@ def _true_scale(obj: ObjectReconstruction, truth: ClipTruth, k: int) -> float:
 def add_truth(prepared: Path, truth: ClipTruth) -> None:
     """Give a prepared folder what the set knows, so that a scene trained on it is scored as one with true poses.
 
-    Adds true cameras and object poses, held-out views, depths, ids, names and true scales. The focal length of the
+    Adds true cameras and object poses, held-out views, depths, ids and true scales. The focal length of the
     training frames stays what preparation used. Does nothing new when done again.
     """
     np.save(prepared / PREPROC / "depth" / "scales_gt.npy", true_scales(prepared, truth))
@@ -163,8 +163,6 @@ def add_truth(prepared: Path, truth: ClipTruth) -> None:
     for split in SPLITS:
         if (truth.data / f"transforms_{split}.json").is_file():
             _copy_held_out(prepared, truth, split)
-    if (truth.data / "scene.json").is_file():
-        shutil.copyfile(truth.data / "scene.json", prepared / "scene.json")
 
 
 def _write_training_transforms(path: Path, truth: ClipTruth) -> None:
