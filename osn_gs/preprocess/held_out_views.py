@@ -15,13 +15,19 @@ from jaxtyping import Bool, Float, UInt8
 from osn_gs.data.osn_files import read_json
 from osn_gs.data.osn_writer import real_camera_model, real_frame, write_images
 from osn_gs.errors import DatasetError
-from osn_gs.files import write_json_atomic
+from osn_gs.files import write_bytes_atomic, write_json_atomic
 from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.preprocess.covisibility import covisible_pixels
-from osn_gs.preprocess.feature_map import build_feature_map, intrinsics_at_middle, place_camera, plane_homography
+from osn_gs.preprocess.feature_map import (
+    FEWEST_MATCHES,
+    PlacedCamera,
+    build_feature_map,
+    intrinsics_at_middle,
+    place_camera,
+    plane_homography,
+)
 from osn_gs.preprocess.frames import FramesRecord
 from osn_gs.preprocess.image_folder import list_images, read_picture
-from osn_gs.preprocess.pictures import write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
 
 PIXEL_CENTER = 0.5  # of the first pixel, as in the training frames
@@ -110,48 +116,56 @@ def write_test_views(
     Raises:
         DatasetError: none can be placed.
     """
-    total = 100
-    feature_map = build_feature_map(
-        images,
-        background_inside(object_ids),
-        cam_from_background,
-        focal,
-        lambda done, of: progress(round(total * 0.3 * done / of), total),
-    )
+    usable = background_inside(object_ids)
+    feature_map = build_feature_map(images, usable, cam_from_background, focal, _portion(progress, 0, 30))
     placed = []
-    for i, image in enumerate(tests.images):
+    for image in tests.images:
         placed.append(place_camera(image, tests.focal, feature_map))
-        progress(round(total * (0.3 + 0.3 * (i + 1) / len(tests.images))), total)
+        _portion(progress, 30, 60)(len(placed), len(tests.images))
     kept = [i for i, camera in enumerate(placed) if camera is not None]
     if not kept:
         raise DatasetError(
-            f"{tests.names[0]} and {len(placed) - 1} more: no test image could be placed: fewer than a dozen points of "
-            "the clip's background were found in each; are they of the same place? Give --layout.test-focal, or leave "
-            "--layout.test-images out."
+            f"{tests.names[0]} and {len(placed) - 1} more: no test image could be placed: fewer than {FEWEST_MATCHES} "
+            "points of the clip's background were found in each; are they of the same place? Give --layout.test-focal, "
+            "or leave --layout.test-images out."
         )
-    num_frames = len(images)
-    frames = []
-    for number, i in enumerate(kept):
-        world_from_cam = invert_rigid(torch.from_numpy(placed[i].cam_from_background))
-        frame = real_frame(world_from_cam, num_frames + number, tests.time_steps[i], num_frames)
-        frames.append({**frame, "source": tests.names[i]})
-    height, width = tests.images.shape[1:3]
-    model = real_camera_model(tests.focal, height, width, PIXEL_CENTER)
-    write_json_atomic(staging / "transforms_test.json", {**model, "frames": frames})
+    cameras = np.stack([placed[i].cam_from_background for i in kept])
+    write_json_atomic(staging / "transforms_test.json", held_out_transforms(tests, kept, cameras, len(images)))
     write_images(staging / "images_test", tests.images[kept])
     if covisibility:
-        test_intrinsics = intrinsics_at_middle(tests.focal, height, width)
+        test_intrinsics = intrinsics_at_middle(tests.focal, *tests.images.shape[1:3])
         intrinsics = intrinsics_at_middle(focal, *images.shape[1:3])
-        for number, i in enumerate(kept):
+        for number, (i, camera) in enumerate(zip(kept, cameras, strict=True)):
             homographies = [
-                plane_homography(feature_map, placed[i].cam_from_background, test_intrinsics, camera, intrinsics)
-                for camera in cam_from_background
+                plane_homography(feature_map, camera, test_intrinsics, training_camera, intrinsics)
+                for training_camera in cam_from_background
             ]
             mask = covisible_pixels(tests.images[i], images, np.stack(homographies))
-            write_picture(staging / "covis_mask" / f"{number:04d}.png", 255 * mask.astype(np.uint8))
-            progress(round(total * (0.6 + 0.4 * (number + 1) / len(kept))), total)
-    progress(total, total)
+            _, encoded = cv2.imencode(".png", 255 * mask.astype(np.uint8))
+            write_bytes_atomic(staging / "covis_mask" / f"{number:04d}.png", encoded.tobytes())
+            _portion(progress, 60, 100)(number + 1, len(kept))
+    progress(100, 100)
     return tests.advice + _placement_advice(tests, placed)
+
+
+def held_out_transforms(
+    tests: HeldOutImages, kept: list[int], cam_from_background: Float[np.ndarray, "n 4 4"], num_frames: int
+) -> dict[str, Any]:
+    """Content of transforms_test.json for the images that were `kept`, in that order.
+
+    Their views are numbered behind the training frames'. `source` is a key of our own: the image's file name.
+    """
+    world_from_cam = invert_rigid(torch.from_numpy(cam_from_background))
+    frames = [
+        {**real_frame(world_from_cam[n], num_frames + n, tests.time_steps[i], num_frames), "source": tests.names[i]}
+        for n, i in enumerate(kept)
+    ]
+    return {**real_camera_model(tests.focal, *tests.images.shape[1:3], PIXEL_CENTER), "frames": frames}
+
+
+def _portion(progress: Progress, begin: int, end: int) -> Progress:
+    """Progress of a part of the work that lies between two percentages of the whole."""
+    return lambda done, total: progress(begin + round((end - begin) * done / total), 100)
 
 
 def background_inside(object_ids: UInt8[np.ndarray, "t h w"]) -> Bool[np.ndarray, "t h w"]:
@@ -205,7 +219,7 @@ def _proportional_focal(path: Path, size: tuple[int, int], frame_size: tuple[int
     return training_focal * ratio
 
 
-def _placement_advice(tests: HeldOutImages, placed: list) -> tuple[str, ...]:
+def _placement_advice(tests: HeldOutImages, placed: list[PlacedCamera | None]) -> tuple[str, ...]:
     missing = [name for name, camera in zip(tests.names, placed, strict=True) if camera is None]
     found = [camera for camera in placed if camera is not None]
     advice = ()

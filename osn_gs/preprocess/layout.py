@@ -119,15 +119,13 @@ def training_transforms(arrangement: Arrangement, height: int, width: int) -> di
 def picture_points(images: UInt8[np.ndarray, "t h w 3"], arrangement: Arrangement) -> UInt8[np.ndarray, "hs ws 3"]:
     """Sheet of frames with every object's points, coloured by inverse depth at scale 1: red near, blue far."""
     frames = np.unique(np.linspace(0, len(images) - 1, PICTURED_FRAMES).round().astype(int))
-    pictures = []
-    for t in frames:
-        picture = (images[t] // 2).copy()
-        for obj in arrangement.objects:
-            here = obj.points.frames == int(t)
-            colors = _depth_colors(obj.points.depths[here].numpy(), arrangement.near, arrangement.far)
-            for (x, y), color in zip(obj.points.pixels[here].tolist(), colors.tolist(), strict=True):
+    pictures = [images[t] // 2 for t in frames]
+    for obj in arrangement.objects:
+        colors = _depth_colors(obj.points.depths.numpy(), arrangement.near, arrangement.far)
+        for picture, t in zip(pictures, frames, strict=True):
+            here = obj.points.frames.numpy() == t
+            for (x, y), color in zip(obj.points.pixels.numpy()[here], colors[here].tolist(), strict=True):
                 cv2.circle(picture, (int(x), int(y)), 2, color, -1, cv2.LINE_AA)
-        pictures.append(picture)
     return contact_sheet(pictures, [f"frame {t}: depth of points at scale 1" for t in frames], columns=3)
 
 
