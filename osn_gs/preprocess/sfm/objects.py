@@ -19,8 +19,9 @@ from osn_gs.preprocess.progress import Progress, no_progress
 from osn_gs.preprocess.sfm.colmap_model import read_background_poses, write_model
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.focal import FocalEstimate, estimate_focal
-from osn_gs.preprocess.sfm.mapping import Poses, quiet_colmap
+from osn_gs.preprocess.sfm.mapping import Poses
 from osn_gs.preprocess.sfm.object_model import ObjectModel
+from osn_gs.preprocess.sfm.own_process import call_in_own_process
 from osn_gs.preprocess.sfm.reconstruct import reconstruct_from_poses, reconstruct_object
 from osn_gs.preprocess.sfm.report import ModelReport
 from osn_gs.preprocess.tracks import Tracks, load_tracks
@@ -63,9 +64,8 @@ def reconstruct_objects(
             f"{scene / 'sfm'}: tracks over {tracks.num_frames} frames, but the clip has {len(record.frames)}; run the "
             "tracks step again."
         )
-    with quiet_colmap():
-        focal, focal_advice = _choose_focal(tracks, record, config)
-        found = _reconstruct_all(tracks, record, len(names), focal.focal, config, progress)
+    focal, focal_advice = _choose_focal(tracks, record, config)
+    found = _reconstruct_all(tracks, record, len(names), focal.focal, config, progress)
     for object_id, result in enumerate(found):
         _check(result, tracks, object_id, names[object_id])
     images = read_frames(scene)
@@ -110,9 +110,10 @@ def _choose_focal(tracks: Tracks, record: FramesRecord, config: SfmConfig) -> tu
     if config.background_model is not None:
         raise DatasetError(
             f"{config.background_model}: a model's poses are used with the camera they were found with; give the same "
-            "folder as --frames.camera too."
+            "folder as --camera too."
         )
-    return estimate_focal(tracks.select(tracks.object_ids == 0), record.size, config.seed, record.focal)
+    background = tracks.select(tracks.object_ids == 0)
+    return call_in_own_process(estimate_focal, background, record.size, config.seed, record.focal)
 
 
 def _reconstruct_all(
@@ -126,8 +127,8 @@ def _reconstruct_all(
     def reconstruct(object_id: int) -> Reconstructed:
         own = tracks.select(tracks.object_ids == object_id)
         if object_id == 0 and given is not None:
-            return reconstruct_from_poses(own, record.size, focal, given)
-        return reconstruct_object(own, record.size, focal, config, config.seed)
+            return call_in_own_process(reconstruct_from_poses, own, record.size, focal, given)
+        return call_in_own_process(reconstruct_object, own, record.size, focal, config, config.seed)
 
     return _in_threads(reconstruct, range(num_objects), config.workers, progress)
 
@@ -135,7 +136,7 @@ def _reconstruct_all(
 def _in_threads(
     work: Callable[[int], Reconstructed], items: Iterable[int], workers: int, progress: Progress
 ) -> list[Reconstructed]:
-    """`[work(item) for item in items]`, several at a time: COLMAP and NumPy let go of the interpreter's lock."""
+    """`[work(item) for item in items]`, several at a time."""
     with ThreadPoolExecutor(workers, thread_name_prefix="osn_gs_sfm") as pool:
         pieces = [pool.submit(work, item) for item in items]
         try:
@@ -156,7 +157,7 @@ def _check(result: Reconstructed, tracks: Tracks, object_id: int, name: str) -> 
         raise DatasetError(
             f"{who}: no motion fits its {count} tracks, so it has no poses; its mask may be too small, without "
             "texture or in too few frames. Use larger images or more frames"
-            + ("." if object_id == 0 else f", or leave it out with --masks.ignore {object_id}.")
+            + ("." if object_id == 0 else ", or leave it out with --ignore and the value it has in your masks.")
         )
     if object_id == 0 and not result[0].registered.all():
         missing = np.flatnonzero(~result[0].registered)

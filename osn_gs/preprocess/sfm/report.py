@@ -166,7 +166,7 @@ def _judge(
     if extent < SMALL_OBJECT:
         advice.append(
             f"{name}: only {extent:.0f} pixels across: expect poses several degrees off; use larger images "
-            "(--frames.longest-side) if the video has them."
+            "(--longest-side) if the video has them."
         )
     if num_points < 50:
         advice.append(f"{name}: only {num_points} points; more texture or larger images would help.")
