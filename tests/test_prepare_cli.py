@@ -140,7 +140,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "empty masks": (empty_all_masks, "masks"),
     "object in one frame": (show_an_object_once, "--ignore"),
     "masks named otherwise": (rename_masks, "mask"),
-    "video without motion": (stand_still, "mo"),
+    "video without motion": (stand_still, "stands still"),
     "no masks": (give_no_masks, "tools/segment.py --images"),
     "two sources": (give_two_sources, "both given"),
     "no source": (give_no_source, "--video"),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.spatial import cKDTree
 
-from osn_gs.errors import ConfigError
+from osn_gs.errors import ConfigError, DatasetError
 from osn_gs.preprocess.feature_matches import Features, detect_features, track_features
 from osn_gs.preprocess.flow import FlowField, image_flow, object_flow, one_opencv_thread
 from osn_gs.preprocess.frames import read_frames
@@ -45,6 +45,7 @@ NEIGHBOURS = 12  # points whose motion tells where a lost one should be
 FEW_TRACKS = 100  # with fewer tracks an object is followed again by flow alone
 FEW_IN_FRAME = 20  # tracks of an object in a frame that shows it; fewer and its pose there is doubtful
 LEAST_MOTION = 0.01  # of the image's width: smaller motion of the background over the clip shows no depth
+STILL = 0.5  # pixels: a background that moves less over the clip stands still, as well as it can be measured
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def track_objects(
     """The tracks step: write sfm/{trajectories,visibilities,segm_preds}.npy and a picture; advice for the user.
 
     Raises:
-        DatasetError: frames or masks of the earlier steps are missing.
+        DatasetError: frames or masks of the earlier steps are missing, or the background stands still.
     """
     images, object_ids = read_frames(scene), read_object_ids(scene)
     tracks = track_points(images, object_ids, config, progress)
+    _check_motion(tracks)
     save_tracks(staging / "sfm", tracks)
     write_picture(staging / PICTURE_FILE, draw_tracks(images, tracks))
     return tracking_advice(tracks, object_ids)
@@ -370,6 +372,17 @@ def _inside(mask: Bool[np.ndarray, "h w"], pixels: Float[np.ndarray, "n 2"]) -> 
     in_image = (pixels > 0).all(1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
     columns, rows = np.clip(pixels, 0, [width - 1, height - 1]).astype(int).T
     return in_image & mask[rows, columns]
+
+
+def _check_motion(tracks: Tracks) -> None:
+    """Refuse a clip whose camera does not move: nothing in it tells how far away anything is."""
+    background = tracks.select(tracks.object_ids == BACKGROUND)
+    reach = _median_reach(background) if len(background) else np.inf
+    if reach < STILL:
+        raise DatasetError(
+            f"the background moves only {reach:.2f} pixels over the clip: a camera that stands still shows no depth. "
+            "Use a video, or a part of it, in which the camera moves sideways."
+        )
 
 
 def tracking_advice(tracks: Tracks, object_ids: UInt8[np.ndarray, "t h w"]) -> tuple[str, ...]:
