@@ -13,26 +13,31 @@ from matplotlib.figure import Figure
 from osn_gs.preprocess.sfm.object_model import ObjectModel
 
 PIXELS_PER_INCH = 100
-AXES_INCHES = 4.5
+AXES_INCHES = 3.6
+OBJECTS_IN_ROW = 2
 POINTS_SHOWN = 4000
 SHOWN_SHARE = 0.98  # of the points along each axis; the rest may lie far off
 MARGIN = 0.06  # around what is shown
 
 
 def draw_models(models: Sequence[ObjectModel], names: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
-    """One row for every object: its points and the cameras around it, seen from above and from the side.
+    """Of every object two plots: its points and the cameras around it, seen from above and from the side.
 
     Both views stand on the axes of the middle frame's camera, in the object's own units.
     """
-    figure = Figure(figsize=(2 * AXES_INCHES, AXES_INCHES * len(models)), dpi=PIXELS_PER_INCH, layout="constrained")
+    in_row = min(OBJECTS_IN_ROW, len(models))
+    rows = -(-len(models) // in_row)
+    figure = Figure(figsize=(2 * AXES_INCHES * in_row, AXES_INCHES * rows), dpi=PIXELS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for k, (row, model, name) in enumerate(
-        zip(figure.subplots(len(models), 2, squeeze=False), models, names, strict=True)
-    ):
+    pairs = figure.subplots(rows, 2 * in_row, squeeze=False).reshape(-1, 2)
+    for k, (model, name) in enumerate(zip(models, names, strict=True)):
+        above, beside = pairs[k]
         points, centres = _in_middle_camera(model)
-        _draw_plane(row[0], points[:, [0, 2]], centres[:, [0, 2]], f"{k} {name}: from above", "right", "forward")
-        flip = np.array([1, -1])
-        _draw_plane(row[1], points[:, [2, 1]] * flip, centres[:, [2, 1]] * flip, "from the side", "forward", "up")
+        _draw_plane(above, points[:, [0, 2]], centres[:, [0, 2]], f"{k} {name}: from above", "right", "forward")
+        up = np.array([1, -1])
+        _draw_plane(beside, points[:, [2, 1]] * up, centres[:, [2, 1]] * up, "from the side", "forward", "up")
+    for unused in pairs[len(models) :].flat:
+        unused.set_axis_off()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
