@@ -17,20 +17,24 @@ MAX_OBJECTS = 254  # ids are uint8, and 255 means "ignore" to many readers
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
+ENTRY_KEYS = ("box", "outlines", "exact", "inside", "outside", "absent")  # beside frame and object, in the file
+
 
 @dataclass(frozen=True)
 class ObjectPrompt:
     """Where one object is in one frame. All positions are (x, y) in pixels of the frame, pixel centres at +0.5.
 
     `outlines` (closed, without repeating the first point) say more than `box` (x0, y0, x1, y1), which is not looked
-    at where there is one; points `inside` and `outside` the object correct either, or stand alone. `absent` says that
-    the object is not to be seen in this frame, and goes with nothing else.
+    at where there is one; points `inside` and `outside` the object correct either, or stand alone. The object's border
+    is looked for near the outlines, unless they are `exact`: then they are kept but for what points say, and may run
+    around holes too. `absent` says that the object is not to be seen in this frame, and goes with nothing else.
     """
 
     frame: int
     object_id: int
     box: Box | None = None
     outlines: tuple[tuple[Point, ...], ...] = ()
+    exact: bool = False
     inside: tuple[Point, ...] = ()
     outside: tuple[Point, ...] = ()
     absent: bool = False
@@ -80,7 +84,7 @@ def write_prompts(path: Path, prompts: Prompts, frame_names: tuple[str, ...], si
     entries = []
     for prompt in prompts.prompts:
         entry: dict[str, Any] = {"frame": frame_names[prompt.frame], "object": prompts.names[prompt.object_id - 1]}
-        for key in ("box", "outlines", "inside", "outside", "absent"):
+        for key in ENTRY_KEYS:
             if getattr(prompt, key):
                 entry[key] = getattr(prompt, key)
         entries.append(entry)
@@ -125,10 +129,10 @@ def _parse_prompt(
 ) -> ObjectPrompt:
     if not isinstance(entry, dict):
         raise DatasetError(f"{where} is {entry!r}; expected an object with frame, object, box, inside, ...")
-    unknown = set(entry) - {"frame", "object", "box", "outlines", "inside", "outside", "absent"}
+    unknown = set(entry) - {"frame", "object", *ENTRY_KEYS}
     if unknown:
         raise DatasetError(
-            f"{where} has unknown keys {sorted(unknown)}; known: frame, object, box, outlines, inside, outside, absent."
+            f"{where} has unknown keys {sorted(unknown)}; known: frame, object, {', '.join(ENTRY_KEYS)}."
         )
     if entry.get("object") not in names:
         raise DatasetError(f"{where} is about object {entry.get('object')!r}; known objects: {', '.join(names)}.")
@@ -143,7 +147,8 @@ def _parse_prompt(
             frame=frame_names.index(entry["frame"]),
             object_id=1 + names.index(entry["object"]),
             box=None if box is None else _parse_box(box),
-            outlines=tuple(_parse_points(outline) for outline in entry.get("outlines", [])),
+            outlines=tuple(_parse_outline(outline) for outline in entry.get("outlines", [])),
+            exact=entry.get("exact", False) is True,
             inside=_parse_points(entry.get("inside", [])),
             outside=_parse_points(entry.get("outside", [])),
             absent=entry.get("absent", False) is True,
@@ -166,6 +171,13 @@ def _parse_prompt(
 
 def _parse_points(values: Any) -> tuple[Point, ...]:
     return tuple((float(x), float(y)) for x, y in values)
+
+
+def _parse_outline(values: Any) -> tuple[Point, ...]:
+    outline = _parse_points(values)
+    if len(outline) < 3:
+        raise ValueError
+    return outline
 
 
 def _parse_box(values: Any) -> Box:
