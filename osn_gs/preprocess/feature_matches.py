@@ -12,16 +12,17 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from osn_gs.preprocess.patch_alignment import align_patches, cut_patches, plausible_warps
+from osn_gs.preprocess.rigid_motion import on_epipolar_lines
 from osn_gs.preprocess.tracks import Tracks
 
-FEATURES = 3000  # an image
+FEATURES = 2000  # an image
 CONTRAST = 0.02  # of a feature; OpenCV takes 0.04, which leaves small images almost none
 FRAME_GAPS = (1, 2, 4, 8, 16)
 RATIO = 0.8  # of the best descriptor distance to the second best (Lowe 2004)
 EPIPOLAR_ERROR = 2.0  # pixels; an object is taken for rigid between two frames
 FEWEST_MATCHES = 10  # between two frames, for them to agree on a motion
 LARGEST_CORRECTION = 2.0  # pixels between a feature and its patch found again
-LEAST_SIMILARITY = 0.8
+LEAST_SIMILARITY = 0.9
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,13 @@ def match_descriptors(first: Float[np.ndarray, "n 128"], second: Float[np.ndarra
     if len(first) < 2 or len(second) < 2:
         return np.zeros((0, 2), int)
     likeness = first @ second.T
+    rows = np.arange(len(first))
     best = likeness.argmax(1)
-    two_best = -np.partition(-likeness, 1, axis=1)[:, :2]
-    distances = np.sqrt(np.maximum(2 - 2 * two_best, 0))
-    chosen = (distances[:, 0] < RATIO * distances[:, 1]) & (likeness.argmax(0)[best] == np.arange(len(first)))
+    mutual = likeness.argmax(0)[best] == rows
+    best_likeness = likeness[rows, best]
+    likeness[rows, best] = -1
+    # Unit vectors: a squared distance is 2 - 2 cos.
+    chosen = mutual & (1 - best_likeness < RATIO**2 * (1 - likeness.max(1)))
     return np.stack([np.flatnonzero(chosen), best[chosen]], axis=1)
 
 
@@ -83,20 +87,12 @@ def track_features(
         for first in range(len(features) - gap):
             a, b = features[first], features[first + gap]
             matches = match_descriptors(a.descriptors, b.descriptors)
-            agreeing = _on_epipolar_lines(a.pixels[matches[:, 0]], b.pixels[matches[:, 1]])
-            links.append(matches[agreeing] + first_of_frame[[first, first + gap]])
+            agreeing = on_epipolar_lines(a.pixels[matches[:, 0]], b.pixels[matches[:, 1]], EPIPOLAR_ERROR)
+            if agreeing.sum() >= FEWEST_MATCHES:
+                links.append(matches[agreeing] + first_of_frame[[first, first + gap]])
     frames = np.repeat(np.arange(len(features)), np.diff(first_of_frame))
     members = _join(np.concatenate(links), frames)  # number of a feature, or -1, [n, t]
     return _place_exactly(members, features, first_of_frame, images, masks, object_id, radius)
-
-
-def _on_epipolar_lines(first: Float[np.ndarray, "n 2"], second: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
-    if len(first) < FEWEST_MATCHES:
-        return np.zeros(len(first), bool)
-    fundamental, agreeing = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, EPIPOLAR_ERROR, 0.999, 2000)
-    if fundamental is None or agreeing.sum() < FEWEST_MATCHES:
-        return np.zeros(len(first), bool)
-    return agreeing.ravel().astype(bool)
 
 
 def _join(links: Int[np.ndarray, "k 2"], frames: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m t"]:

@@ -19,6 +19,7 @@ from osn_gs.preprocess.masks import read_object_ids
 from osn_gs.preprocess.patch_alignment import Alignment, Patches, align_patches, cut_patches, plausible_warps
 from osn_gs.preprocess.pictures import contact_sheet, object_palette, write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
+from osn_gs.preprocess.rigid_motion import agrees_with_rigid_motion
 from osn_gs.preprocess.sfm.balanced import balanced_subset
 from osn_gs.preprocess.tracks import Tracks, save_tracks
 from osn_gs.threads import num_threads
@@ -28,7 +29,7 @@ FRAMES_SHOWN = 9  # in the picture
 TAIL = 6  # frames of a track's past that the picture shows
 
 BACKGROUND = 0
-PATCH_RADIUS = 7  # pixels
+PATCH_RADIUS = 4  # pixels; larger patches reach over edges within the object and drift more
 BLUR = 0.7  # pixels; less noise and aliasing in the patches
 BORDER = 2  # pixels that masks are shrunk by where two ids meet: there the flow mixes both motions
 FEWEST_PIXELS = 30  # an object smaller than this in a frame is not followed there
@@ -38,9 +39,9 @@ TEXTURE_PERCENTILE = 20  # of the object's pixels, by their smaller gradient eig
 FLOW_ERROR, RELATIVE_FLOW_ERROR = 0.7, 0.03  # pixels, and share of the motion, that flow there and back may miss by
 SURE_FLOW_ERROR = 0.35  # the same in pixels where no patch is found
 LARGEST_CORRECTION = 1.5  # pixels between the flow's prediction and where the patch is found
-LEAST_SIMILARITY = 0.8
+LEAST_SIMILARITY = 0.9  # of a patch and where it is found
 LOST_FRAMES = 12  # frames for which a lost point is looked for
-SURE_SIMILARITY = 0.9  # of a lost point that is found again
+SURE_SIMILARITY = 0.95  # of a lost point that is found again
 NEIGHBOURS = 12  # points whose motion tells where a lost one should be
 FEW_TRACKS = 100  # with fewer tracks an object is followed again by flow alone
 FEW_IN_FRAME = 20  # tracks of an object in a frame that shows it; fewer and its pose there is doubtful
@@ -116,7 +117,8 @@ def _candidates(clip: _ObjectClip, looks: list[_Look], config: TracksConfig, poo
     if sum((tracks.visible.sum(1) >= config.shortest).sum() for tracks in found) < FEW_TRACKS:
         found += _both_ways(replace(clip, flow_alone=True), config, pool)
     tracks = _together(found)
-    return tracks.select(tracks.visible.sum(1) >= config.shortest)
+    tracks = tracks.select(tracks.visible.sum(1) >= config.shortest)
+    return tracks.select(agrees_with_rigid_motion(tracks))
 
 
 def _both_ways(clip: _ObjectClip, config: TracksConfig, pool: ThreadPoolExecutor) -> list[Tracks]:
