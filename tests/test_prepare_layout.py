@@ -276,13 +276,16 @@ def deeper(model, factor):
 def test_near_is_one_unless_the_clip_shows_things_nearer(models):
     usual = arrange_objects(models, None, 8.0)
     assert usual.near == 1
-    background = usual.objects[0]
+    assert arrange_objects(models, None, 24.0).near == 3  # only a choice of units
+    background, board = usual.objects
     depths = background.points.depths
-    nearer = replace(background.points, depths=torch.where(depths < depths.quantile(0.3), 0.5 * depths, depths))
-    begins = min(float(nearer.depths[nearer.frames == t].quantile(0.05)) for t in range(6))
-    near = choose_near([replace(background, points=nearer), usual.objects[1]], 8.0)
-    assert near < 1
-    assert 0.5 * begins < near <= 0.6 * begins
+    for factor, expected in ((0.9, 1.0), (0.3, 0.35)):
+        foreground = depths < depths.quantile(0.3)
+        points = replace(background.points, depths=torch.where(foreground, factor * depths, depths))
+        begins = min(float(points.depths[points.frames == t].quantile(0.05)) for t in range(6))
+        assert (begins < 1.5) == (expected < 1)
+        near = choose_near([replace(background, points=points), board], 8.0)
+        assert near == 1 if expected == 1 else 0.9 * expected * begins < near <= expected * begins
 
 
 def test_an_object_whose_depth_varies_much_still_has_scales_to_choose_from(models):

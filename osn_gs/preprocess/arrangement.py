@@ -30,10 +30,11 @@ from osn_gs.errors import DatasetError
 from osn_gs.object_scales.ranges import FAR_MARGIN, NEAR_MARGIN, background_unit_factor, depth_extent
 from osn_gs.preprocess.sfm.object_model import ObjectModel
 
-USUAL_NEAR = 1.0  # METHOD 3, with far 8: scenes whose depths span less than a factor of 8
-NEAREST_OBJECT = 0.6  # of the depth at which the background begins: how far before it something may stand
+USUAL_NEAR = 1 / 8  # of far (METHOD 3): for scenes whose depths span less than a factor of 8
+CLEAR_OF_NEAR = 1.5  # times the usual near: a background that begins nearer says that the depths span more
+NEAREST_OBJECT = 0.35  # of the depth at which such a background begins; in street traffic 0.45 was needed
 NARROWEST_RANGE = 2.0  # largest over smallest scale that near must leave every object
-SMALLEST_NEAR = 0.05  # an object that needs less spans depths that no clip shows: its model is broken
+SMALLEST_NEAR = 1 / 160  # of far; an object that needs less spans depths that no clip shows: its model is broken
 
 BODY_SHARE = 0.95  # of an object's points lie in its body
 OUTLYING = 2.0  # times the body's radius: farther points are mistakes
@@ -124,18 +125,20 @@ def fill_missing_poses(
 
 
 def choose_near(objects: Sequence[ObjectReconstruction], far: float) -> float:
-    """The nearest depth objects may have when the background ends before `far`: 1 as in METHOD 3, or less.
+    """The nearest depth objects may have when the background ends before `far`: far / 8 as in METHOD 3, or less.
 
-    Less where the background itself begins not much farther, as outdoors, since objects stand before it; and
+    Less where the background itself begins hardly farther, as outdoors, since objects stand well before it; and
     where an object whose depth varies much over the clip would be left with no scale to choose. Two digits.
     """
     background = change_units(objects[0], background_unit_factor(depths_by_frame(objects[0].points), far))
     background_begins, _ = depth_extent(depths_by_frame(background.points))
-    limits = [USUAL_NEAR, NEAREST_OBJECT * background_begins]
+    limits = [USUAL_NEAR * far]
+    if background_begins < CLEAR_OF_NEAR * USUAL_NEAR * far:
+        limits.append(NEAREST_OBJECT * background_begins)
     for obj in objects[1:]:
         close, inf = depth_extent(depths_by_frame(obj.points))
         limits.append(FAR_MARGIN * far * close / (NEAR_MARGIN * NARROWEST_RANGE * inf))
-    smallest = max(min(limits), SMALLEST_NEAR)
+    smallest = max(min(limits), SMALLEST_NEAR * far)
     digit = 10.0 ** (math.floor(math.log10(smallest)) - 1)
     return round(math.floor(smallest / digit + 1e-9) * digit, 12)
 

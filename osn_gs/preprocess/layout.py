@@ -34,8 +34,8 @@ class LayoutConfig:
     """How the scene folder is finished."""
 
     near: float | None = None
-    """Nearest depth at which an object may stand, in units in which the background ends before `far`; by default 1, or
-    less where the clip shows things nearer than that."""
+    """Nearest depth at which an object may stand, in units in which the background ends before `far`; by default an
+    eighth of that, or less where the clip shows things nearer."""
     far: float = 8.0
     """Farthest depth of the scene; it sets the unit of length."""
     test_images: Path | None = None
@@ -136,9 +136,10 @@ def _depth_colors(depths: np.ndarray, near: float, far: float) -> UInt8[np.ndarr
 
 
 def _advice(arrangement: Arrangement, config: LayoutConfig) -> tuple[str, ...]:
-    if config.near is not None or arrangement.near == USUAL_NEAR:
+    usual_near = USUAL_NEAR * arrangement.far
+    if config.near is not None or arrangement.near > 0.9 * usual_near:
         return ()
     return (
         f"Depths of this clip span a wide range: with the background ending at {arrangement.far:g}, objects may stand "
-        f"as near as {arrangement.near:g} (usually {USUAL_NEAR:g}), which bounds what no occlusion bounds.",
+        f"as near as {arrangement.near:g} (usually {usual_near:g}), which bounds what no occlusion bounds.",
     )
