@@ -21,6 +21,7 @@ from osn_gs.viewer.annotation_session import AnnotationSession
 
 ON_OBJECT, NOT_OBJECT, OUTLINE = "On object", "Not object", "Outline"
 FIELD_OF_VIEW = math.radians(40.0)
+USUAL_ASPECT = 1.1  # width over height of a browser window without the panel; the button fits any
 FIT_MARGIN = 1.06  # of the picture's size, so that its border can be clicked
 
 HELP = (
@@ -40,10 +41,11 @@ class AnnotationPage:
         self._drawing = threading.Lock()
         width, height = session.size
         self._aspect = width / height
-        server.gui.configure_theme(control_layout="fixed", show_logo=False, show_share_button=False)
+        server.gui.configure_theme(show_logo=False, show_share_button=False)
+        server.gui.main_panel.dock_right()
         server.scene.set_up_direction("+y")
         server.scene.world_axes.visible = False
-        server.initial_camera.position = (0.0, 0.0, self._distance(1.5))
+        server.initial_camera.position = (0.0, 0.0, self._distance(USUAL_ASPECT))
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
         server.initial_camera.up = (0.0, 1.0, 0.0)
         server.initial_camera.fov = FIELD_OF_VIEW
@@ -89,7 +91,6 @@ class AnnotationPage:
         self.propagate.on_click(self._handler(self._propagate))
         self.save.on_click(self._handler(self._save))
         self.fit.on_click(lambda event: self._fit(event.client))
-        self._server.on_client_connect(self._fit)
         self._server.scene.on_click()(self._handler(lambda event: self._clicked(event, self.marks.value)))
         self._server.scene.on_click(modifier="shift")(self._handler(lambda event: self._clicked(event, NOT_OBJECT)))
         self._server.scene.on_rect_select()(self._handler(self._dragged))
@@ -229,11 +230,9 @@ class AnnotationPage:
         """Look straight at the whole picture."""
         if client is None:
             return
-        with client.atomic():
-            client.camera.fov = FIELD_OF_VIEW
-            client.camera.up_direction = (0.0, 1.0, 0.0)
-            client.camera.position = (0.0, 0.0, self._distance(client.camera.aspect))
-            client.camera.look_at = (0.0, 0.0, 0.0)
+        client.camera.position = (0.0, 0.0, self._distance(client.camera.aspect))
+        client.camera.look_at = (0.0, 0.0, 0.0)  # after the position, which takes it along
+        client.camera.up_direction = (0.0, 1.0, 0.0)
 
     def _distance(self, canvas_aspect: float) -> float:
         """From where a canvas of some width over height shows all of the picture."""
