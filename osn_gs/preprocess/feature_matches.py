@@ -136,7 +136,7 @@ def _place_exactly(
             other = seen[rows[here], t] - first_of_frame[t]
             expected = features[t].pixels[other]
             warps = features[t].frames[other] @ np.linalg.inv(start.frames[own[here]])
-            found = align_patches(patches.select(here), images[t], expected, warps)
+            found = align_patches(patches.select(here), images[t], masks[t], expected, warps)
             trusted = (
                 (np.linalg.norm(found.pixels - expected, axis=1) < LARGEST_CORRECTION)
                 & (found.similarity > LEAST_SIMILARITY)

@@ -14,6 +14,7 @@ STEP_DAMPING = 0.02  # of the mean curvature, on the warp's linear part: patches
 LARGEST_STEP = 2.0  # pixels an iteration
 LARGEST_STRETCH = 0.2  # an iteration
 MOST_STRETCHED = 2.0  # larger or smaller than where it was taken, a patch is not the same any more
+LEAST_SHOWN = 0.3  # of a patch's weight must be in sight for it to be found
 FLAT = 1e-3  # grey levels; a smaller spread is none
 
 
@@ -60,7 +61,7 @@ class Alignment:
     pixels: Float[np.ndarray, "n 2"]
     warps: Float[np.ndarray, "n 2 2"]
     similarity: Float[np.ndarray, "n"]
-    """Weighted correlation of the patch with what was found, over all channels, in [-1, 1]."""
+    """Weighted correlation of the patch with what was found, over all channels, in [-1, 1]; 0 where it is hidden."""
 
 
 def cut_patches(
@@ -75,8 +76,7 @@ def cut_patches(
     places = (pixels[:, None] + offsets).astype(np.float32)
     down, right = np.gradient(image, axis=(1, 2))
     values, right, down = (_sample_channels(channels, places) for channels in (image, right, down))
-    inside = sample_bilinear(object_mask.astype(np.float32), places)
-    weights = np.exp(-(offsets**2).sum(-1) / (2 * (0.6 * radius) ** 2)) * (inside > 0.99)
+    weights = np.exp(-(offsets**2).sum(-1) / (2 * (0.6 * radius) ** 2)) * _covered(object_mask, places)
     weights = (weights / np.maximum(weights.sum(1, keepdims=True), 1e-6)).astype(np.float32)
     return Patches(offsets, values, weights, _solver(offsets, values, right, down, weights))
 
@@ -112,25 +112,34 @@ def _solver(
 def align_patches(
     patches: Patches,
     image: Float[np.ndarray, "c h w"],
+    object_mask: Bool[np.ndarray, "h w"],
     pixels: Float[np.ndarray, "n 2"],
     warps: Float[np.ndarray, "n 2 2"],
     iterations: int = ITERATIONS,
 ) -> Alignment:
-    """Find patches in `image`, starting from centres and linear warps; every channel may change by gain and offset."""
+    """Find patches in `image`, starting from centres and linear warps; every channel may change by gain and offset.
+
+    Pixels that fall outside the image or off the masked object where the search begins do not count. (Their residuals
+    are set to 0, which slows the steps of the unchanged `solver` but leaves their aim.)
+    """
     pixels, warps = pixels.astype(np.float64), warps.astype(np.float64)
+    weights = patches.weights * _covered(object_mask, _places(patches, pixels, warps))
+    shown = weights.sum(1)
+    weights = (weights / np.maximum(shown, 1e-6)[:, None])[:, None]
+    counts = weights > 0
     flat = (len(pixels), patches.solver.shape[2], 1)
-    centred, spread = _centre(patches.weights[:, None], patches.values)
+    centred, spread = _centre(weights, patches.values)
     for _ in range(iterations):
-        seen, seen_spread = _centre(patches.weights[:, None], _look(patches, image, pixels, warps))
-        residual = seen * (spread / seen_spread) - centred
+        seen, seen_spread = _centre(weights, _sample_channels(image, _places(patches, pixels, warps)))
+        residual = (seen * (spread / seen_spread) - centred) * counts
         step = (patches.solver @ residual.reshape(flat))[..., 0].astype(np.float64)
         linear = np.eye(2) + np.clip(step[:, :4], -LARGEST_STRETCH, LARGEST_STRETCH).reshape(-1, 2, 2)
         warps = warps @ np.linalg.inv(linear)
         pixels = pixels - (warps @ np.clip(step[:, 4:, None], -LARGEST_STEP, LARGEST_STEP))[..., 0]
-    seen, seen_spread = _centre(patches.weights[:, None], _look(patches, image, pixels, warps))
-    together = (patches.weights[:, None] * centred * seen).sum((1, 2))
+    seen, seen_spread = _centre(weights, _sample_channels(image, _places(patches, pixels, warps)))
+    together = (weights * centred * seen).sum((1, 2))
     similarity = together / np.sqrt((spread**2).sum((1, 2)) * (seen_spread**2).sum((1, 2)))
-    return Alignment(pixels, warps, similarity)
+    return Alignment(pixels, warps, np.where(shown > LEAST_SHOWN, similarity, 0))
 
 
 def plausible_warps(warps: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n"]:
@@ -139,14 +148,20 @@ def plausible_warps(warps: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n"]:
     return (stretch[:, 0] < MOST_STRETCHED) & (stretch[:, 1] > 1 / MOST_STRETCHED) & (np.linalg.det(warps) > 0)
 
 
-def _look(patches: Patches, image: np.ndarray, pixels: np.ndarray, warps: np.ndarray) -> Float[np.ndarray, "n c m"]:
-    """What the image shows where a warp puts a patch's pixels."""
+def _places(patches: Patches, pixels: np.ndarray, warps: np.ndarray) -> Float[np.ndarray, "n m 2"]:
+    """Where a warp puts a patch's pixels."""
     columns, rows = patches.offsets.T
     places = np.empty((*patches.weights.shape, 2), np.float32)
     for axis in range(2):
         along_columns, along_rows = warps[:, axis].T.astype(np.float32)[..., None]
         places[..., axis] = pixels[:, axis, None].astype(np.float32) + along_columns * columns + along_rows * rows
-    return _sample_channels(image, places)
+    return places
+
+
+def _covered(mask: Bool[np.ndarray, "h w"], places: Float[np.ndarray, "n m 2"]) -> Bool[np.ndarray, "n m"]:
+    """Whether positions lie in the image, and all pixels around them in the mask."""
+    in_image = ((places >= 0.5) & (places <= np.array(mask.shape[::-1], np.float32) - np.float32(0.5))).all(-1)
+    return in_image & (sample_bilinear(mask.astype(np.float32), places) > 0.99)
 
 
 def _sample_channels(

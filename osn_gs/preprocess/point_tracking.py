@@ -31,7 +31,8 @@ TAIL = 6  # frames of a track's past that the picture shows
 BACKGROUND = 0
 PATCH_RADIUS = 4  # pixels; larger patches reach over edges within the object and drift more
 BLUR = 0.7  # pixels; less noise and aliasing in the patches
-BORDER = 2  # pixels that masks are shrunk by where two ids meet: there the flow mixes both motions
+BORDER = 2  # pixels from where two ids meet that no point comes: there the flow mixes both motions
+PURE_BORDER = 1  # the same for the pixels of patches: nearer, blur and gradient mix both looks
 FEWEST_PIXELS = 30  # an object smaller than this in a frame is not followed there
 SEEDS_WANTED = 800  # points of one object alive at a time
 SPACING_LIMITS = (2.5, 12.0)  # pixels between points
@@ -128,7 +129,7 @@ def _both_ways(clip: _ObjectClip, config: TracksConfig, pool: ThreadPoolExecutor
 
 def _feature_tracks(clip: _ObjectClip, looks: list[_Look]) -> Tracks:
     features = [look.features.inside(safe) for look, safe in zip(looks, clip.safe, strict=True)]
-    return track_features(features, clip.images, clip.masks, clip.object_id, PATCH_RADIUS)
+    return track_features(features, clip.images, clip.pure, clip.object_id, PATCH_RADIUS)
 
 
 def _together(parts: list[Tracks]) -> Tracks:
@@ -160,13 +161,14 @@ class _Look:
 class _ObjectClip:
     """What following one object's points needs: images, where the object is, and the flow between neighbours.
 
+    `pure` are the object's pixels that show nothing else, `safe` those where its points may be.
     `flow_on[t]` goes from frame t to t + 1, `flow_back[t]` from t + 1 to t; None where the object is out of sight.
     With `flow_alone`, points go where the flow takes them, even if their patch is not found there.
     """
 
     object_id: int
     images: list[Float[np.ndarray, "3 h w"]]
-    masks: list[Bool[np.ndarray, "h w"]]
+    pure: list[Bool[np.ndarray, "h w"]]
     safe: list[Bool[np.ndarray, "h w"]]
     texture: list[Float[np.ndarray, "h w"]]
     flow_on: list[FlowField | None]
@@ -178,7 +180,7 @@ class _ObjectClip:
         return _ObjectClip(
             self.object_id,
             self.images[::-1],
-            self.masks[::-1],
+            self.pure[::-1],
             self.safe[::-1],
             self.texture[::-1],
             self.flow_back[::-1],
@@ -191,7 +193,10 @@ def _object_clip(
     k: int, looks: list[_Look], object_ids: UInt8[np.ndarray, "t h w"], pool: ThreadPoolExecutor
 ) -> _ObjectClip:
     masks = [ids == k for ids in object_ids]
-    safe = [mask & _away_from_borders(ids) for mask, ids in zip(masks, object_ids, strict=True)]
+    pure, safe = (
+        [mask & _away_from_borders(ids, border) for mask, ids in zip(masks, object_ids, strict=True)]
+        for border in (PURE_BORDER, BORDER)
+    )
 
     def flow(pair: tuple[int, int]) -> FlowField | None:
         a, b = pair
@@ -205,7 +210,7 @@ def _object_clip(
     return _ObjectClip(
         k,
         [look.channels for look in looks],
-        masks,
+        pure,
         safe,
         [look.texture for look in looks],
         list(pool.map(flow, ((t, t + 1) for t in steps))),
@@ -213,9 +218,9 @@ def _object_clip(
     )
 
 
-def _away_from_borders(ids: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Pixels with no other id within `BORDER`."""
-    kernel = np.ones((2 * BORDER + 1,) * 2, np.uint8)
+def _away_from_borders(ids: UInt8[np.ndarray, "h w"], border: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels with no other id within `border` pixels."""
+    kernel = np.ones((2 * border + 1,) * 2, np.uint8)
     return cv2.dilate(ids, kernel) == cv2.erode(ids, kernel)
 
 
@@ -272,7 +277,7 @@ def _new_points(clip: _ObjectClip, t: int, pixels: Float[np.ndarray, "n 2"], fir
         np.full(count, t),
         pixels,
         np.tile(np.eye(2), (count, 1, 1)),
-        cut_patches(clip.images[t], clip.masks[t], pixels, PATCH_RADIUS),
+        cut_patches(clip.images[t], clip.pure[t], pixels, PATCH_RADIUS),
     )
 
 
@@ -307,13 +312,15 @@ def _step(clip: _ObjectClip, t: int, alive: _Points) -> tuple[_Points, _Points]:
     lost, alive = alive.select(~consistent), alive.select(consistent)
     predicted, open_by = alive.pixels + moved[consistent], open_by[consistent]
 
-    found = align_patches(alive.patches, clip.images[t + 1], predicted, alive.warps)
+    found = align_patches(alive.patches, clip.images[t + 1], clip.pure[t + 1], predicted, alive.warps)
     trusted = _trusted(found, predicted, LEAST_SIMILARITY)
     pixels, warps, patches = found.pixels, found.warps, alive.patches
     if not trusted.all():  # the patch has changed too much: take it anew where the point is now
         changed = ~trusted
-        fresh = cut_patches(clip.images[t], clip.masks[t], alive.pixels[changed], PATCH_RADIUS)
-        found = align_patches(fresh, clip.images[t + 1], predicted[changed], np.tile(np.eye(2), (changed.sum(), 1, 1)))
+        fresh = cut_patches(clip.images[t], clip.pure[t], alive.pixels[changed], PATCH_RADIUS)
+        found = align_patches(
+            fresh, clip.images[t + 1], clip.pure[t + 1], predicted[changed], np.tile(np.eye(2), (changed.sum(), 1, 1))
+        )
         pixels[changed], warps[changed], patches = found.pixels, found.warps, patches.replace(changed, fresh)
         trusted[changed] = _trusted(found, predicted[changed], LEAST_SIMILARITY)
     if clip.flow_alone:
@@ -342,7 +349,9 @@ def _find_again(
         if known.sum() < NEIGHBOURS:
             continue
         predicted, linear = _moved_like_neighbours(lost.pixels[here], before[known], alive.pixels[known])
-        found = align_patches(lost.patches.select(here), clip.images[t], predicted, linear @ lost.warps[here])
+        found = align_patches(
+            lost.patches.select(here), clip.images[t], clip.pure[t], predicted, linear @ lost.warps[here]
+        )
         trusted[here] = _trusted(found, predicted, SURE_SIMILARITY) & _inside(clip.safe[t], found.pixels)
         found_pixels[here], found_warps[here] = found.pixels, found.warps
     back = _Points(lost.numbers, np.full(len(lost), t), found_pixels, found_warps, lost.patches).select(trusted)
