@@ -97,8 +97,10 @@ def test_masks_are_written_for_all_frames_and_out_of_date_after_an_edit(session:
     session.add_box((38.0, 38.0), (82.0, 82.0))
     session.add_object()
     session.add_box((94.0, 54.0), (127.0, 87.0))
+    assert session.has_unsaved_edits
     session.save()
     assert session.is_saved
+    assert not session.has_unsaved_edits
     for name, true in zip(NAMES, clip.object_ids, strict=True):
         found = np.asarray(Image.open(session.folder / f"{name}.png"))
         assert iou(found == 1, true == 1) > 0.85

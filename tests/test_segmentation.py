@@ -219,16 +219,34 @@ def test_indexed_masks_hold_ids_and_colours(tmp_path: Path):
     assert np.asarray(image.convert("RGB"))[0, 1].tolist() == [128, 0, 0], "object 1 is DAVIS's dark red"
 
 
-def test_the_tool_makes_masks_that_preparation_reads(crossing: PatchClip, tmp_path: Path):
+def test_the_tool_makes_masks_that_preparation_reads(
+    crossing: PatchClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     images = write_images(tmp_path / "images", crossing)
     write_prompts(tmp_path / "prompts.json", boxes(crossing), NAMES, (WIDTH, HEIGHT))
     out = tmp_path / "masks"
     arguments = ["--images", images, "--prompts", tmp_path / "prompts.json", "--out", out]
     assert run_tool(segment_from_arguments, [str(argument) for argument in arguments]) == 0
+    assert f"--masks {out}" in capsys.readouterr().out.replace("\n", "")
     masks = find_masks(out)
     assert masks.frames == NAMES
     np.testing.assert_array_equal(read_labels(masks, 5, 0.5), segment_clip(crossing.images, boxes(crossing))[5])
     assert json.loads((out / "prompts.json").read_text())["objects"] == list(OBJECTS)
+
+
+def test_the_tool_serves_its_page_until_it_is_interrupted(
+    crossing: PatchClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("osn_gs.run.segment.time.sleep", interrupt)
+    images = write_images(tmp_path / "images", crossing)
+    arguments = ["--images", str(images), "--out", str(tmp_path / "masks"), "--port", "8790"]
+    assert run_tool(segment_from_arguments, arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Open http://127.0.0.1:8790 in a browser" in printed
+    assert "Go on with" not in printed, "there are no masks to go on with"
 
 
 def test_the_tool_does_not_overwrite_masks_it_did_not_make(

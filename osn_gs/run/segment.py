@@ -68,7 +68,8 @@ def segment_from_arguments(arguments: list[str]) -> int:
         console.print(f"Masks of {len(names)} frames and {len(prompts.names)} objects are in {escape(str(folder))}")
     else:
         _serve_page(AnnotationSession(images, names, folder, _segmenter(config)), config, console)
-    _print_next(config, folder, console)
+    if any(folder.glob("*.png")):
+        _print_next(config, folder, console)
     return 0
 
 
@@ -104,10 +105,10 @@ def _serve_page(session: AnnotationSession, config: SegmentConfig, console: Cons
         while True:
             time.sleep(1.0)
     except KeyboardInterrupt:
-        if not session.is_saved:
+        if session.has_unsaved_edits:
             console.print(
-                f"Masks do not follow from the last prompts yet; make them with `{PROGRAM} ... --prompts "
-                f"{escape(shlex.quote(str(session.folder / PROMPTS_FILE)))}` or save them on the page next time."
+                "Masks were not saved after the last edit. The prompts were: open the page again, or add `--prompts "
+                f"{escape(shlex.quote(str(session.folder / PROMPTS_FILE)))}` to make masks of them."
             )
     finally:
         server.stop()

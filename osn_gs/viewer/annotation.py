@@ -133,6 +133,8 @@ class AnnotationPage:
             and not (session.shown_ids(session.frame) == session.object_id).any()
         ):
             advice = "Nothing stands out here: click on the object, or outline it."
+        elif session.is_saved:
+            advice = "Masks of all frames are saved."
         elif session.is_propagated:
             advice = "Masks follow from all prompts: look through the frames, then save."
         elif keys:

@@ -76,6 +76,11 @@ class AnnotationSession:
         """Whether the masks written last follow from the prompts as they are now."""
         return self._saved == self.prompts
 
+    @property
+    def has_unsaved_edits(self) -> bool:
+        """Whether something was said since masks were written last, or since the beginning."""
+        return bool(self._history) and not self.is_saved
+
     def contains(self, point: Point) -> bool:
         """Whether a position lies on the image."""
         return 0 <= point[0] < self.size[0] and 0 <= point[1] < self.size[1]
