@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +101,7 @@ def _serve_page(session: AnnotationSession, config: SegmentConfig, console: Cons
             f"Open http://{config.host}:{server.get_port()} in a browser. Prompts are kept in "
             f"{escape(str(session.folder / PROMPTS_FILE))} as you go; save masks on the page, then press Ctrl-C here."
         )
-        while True:
-            time.sleep(1.0)
+        server.sleep_forever()
     except KeyboardInterrupt:
         if session.has_unsaved_edits:
             console.print(
