@@ -150,6 +150,15 @@ def test_masks_of_frames_larger_than_what_is_worked_on_follow_their_edges():
     assert iou(segment_clip(large, prompts)[2] == 1, true[2] == 1) > 0.85
 
 
+def test_any_size_will_do(crossing: PatchClip):
+    """Sides that four does not divide, and a clip so small that an object is most of it."""
+    for height, width in ((117, 155), (50, 63)):
+        window = np.s_[:, 60 - height // 2 : 60 + (height + 1) // 2, 80 - width // 2 : 80 + (width + 1) // 2]
+        images, true = (np.ascontiguousarray(stack[window][:2]) for stack in (crossing.images, crossing.object_ids))
+        prompts = Prompts(("disc",), (correction(ObjectPrompt(0, 1), true[0] == 1),))
+        assert iou(segment_clip(images, prompts)[1] == 1, true[1] == 1) > 0.7
+
+
 def test_the_guided_filter_keeps_an_edge_of_the_guide_and_smooths_elsewhere():
     guide = np.zeros((40, 40), np.float32)
     guide[:, 20:] = 1

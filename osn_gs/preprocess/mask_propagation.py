@@ -383,9 +383,14 @@ def _local_colour_scores(
 def _wide_blur(image: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
     """Gaussian blur of `LOCAL_COLOUR_RADIUS`, at a quarter of the size: nothing fine survives it anyway."""
     height, width = image.shape[:2]
-    small = cv2.resize(image, (max(width // 4, 1), max(height // 4, 1)), interpolation=cv2.INTER_AREA)
-    small = np.dstack([cv2.GaussianBlur(channel, (0, 0), LOCAL_COLOUR_RADIUS / 4) for channel in cv2.split(small)])
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    size = max(width // 4, 1), max(height // 4, 1)
+    channels = []
+    for channel in cv2.split(image):  # together they are too many for OpenCV's reduction by area
+        small = cv2.GaussianBlur(
+            cv2.resize(channel, size, interpolation=cv2.INTER_AREA), (0, 0), LOCAL_COLOUR_RADIUS / 4
+        )
+        channels.append(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
+    return np.dstack(channels)
 
 
 def guided_filter(guide: Float32[np.ndarray, "h w"], values: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
