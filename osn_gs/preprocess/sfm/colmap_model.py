@@ -104,7 +104,7 @@ def read_background_poses(
         if image is not None:
             poses[frame, :3], registered[frame] = image.cam_from_world().matrix(), True
     if registered.sum() < 3:
-        example = next(iter(image_of), "none")
+        example = next((image.name for image in image_of.values()), "none")
         raise DatasetError(
             f"{folder}: has poses for {int(registered.sum())} of the {len(source_names)} frames; expected at least 3 "
             f"whose image names match the source files (frames are called {source_names[0] or 'by number only'!r}, "

@@ -15,6 +15,7 @@ from osn_gs.preprocess.sfm.balanced import balanced_subset
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
+from osn_gs.preprocess.sfm.motion import continued_poses, smoothness_of
 from osn_gs.preprocess.sfm.object_model import ObjectModel
 from osn_gs.preprocess.sfm.report import CandidateReport, ModelReport, describe
 from osn_gs.preprocess.sfm.start_poses import reversed_depth, weak_perspective_start
@@ -31,7 +32,10 @@ SAME_SCORE = 0.002
 MOST_STEPS, TOLERANCE = 40, 1e-5  # of a bundle adjustment
 WELL_EXPLAINED = 0.9  # a model that explains less is doubted, and the fallback tried
 START_SMOOTHNESS = Smoothness(rotation=np.deg2rad(1.0), translation=0.01)
-MILD_SMOOTHNESS = Smoothness(rotation=np.deg2rad(0.5), translation=0.005)
+CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of their own are drawn in
+FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
+FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must explain, and half of those it has
+SCORE_TO_SPARE = 0.005  # what smooth motion may cost
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ def reconstruct_object(
 
     Candidates are COLMAP's global mapping with two seeds, its incremental mapping, the depth-reversed twin of the
     best of them and, where these leave much unexplained, a start under weak perspective. Every candidate is
-    triangulated from all tracks, adjusted, and scored by the observations it explains; frames without a pose
-    are then resected. `size` is the images' width and height.
+    triangulated from all tracks, adjusted, and scored by the observations it explains. Of the best, frames without
+    a pose are resected, and all is adjusted once more under smooth motion. `size` is the images' width and height.
     """
     started = time.monotonic()
     usable = _usable(tracks)
@@ -72,10 +76,11 @@ def reconstruct_object(
         return None
     best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
     best = _resected(task, best)
-    smooth = task.refined(f"{best.name}, smooth", best.geometry, best.registered, MILD_SMOOTHNESS)
-    if smooth is not None:
-        hypotheses.append(smooth)
-        best = max(best, smooth, key=lambda hypothesis: hypothesis.score)
+    polished = _polished(task, best)
+    if polished is not None:
+        hypotheses.append(polished)
+        if polished.score > best.score - SCORE_TO_SPARE:
+            best = polished
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
@@ -225,6 +230,41 @@ def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:
     start = triangulated(task.pixels, task.used(registered), geometry.cam_from_obj, task.focal, task.center)
     filled = task.refined(f"{hypothesis.name}, filled", start, registered)
     return filled if filled is not None and filled.score > hypothesis.score else hypothesis
+
+
+def _polished(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
+    """The hypothesis adjusted once more, finely, and as smooth in every frame as it is on the whole.
+
+    A loss that forgives early makes good tracks count; smoothness helps frames that see little. Frames that had no
+    pose are placed by the motion and caught by the few points they see, if they see any.
+    """
+    geometry, registered = _centred(hypothesis.geometry, task.used(hypothesis.registered)), hypothesis.registered
+    poses = continued_poses(geometry.cam_from_obj, registered)
+    observations = observations_of(task.pixels, task.used(registered))
+    median = float(np.median(np.linalg.norm(hypothesis.geometry.residuals(observations), axis=1)))
+    known = task.used(registered).any(1)
+    used = task.visible & known[:, None]
+    observations = observations_of(task.pixels, used)
+    smoothness = smoothness_of(poses, registered)
+    options = AdjustmentOptions(smoothness=smoothness, max_steps=MOST_STEPS, tolerance=TOLERANCE)
+    start = replace(geometry, cam_from_obj=poses)
+    if not registered.all():
+        start = adjust(start, observations, replace(options, loss_scale=CATCHING_LOSS)).geometry
+    final = replace(options, loss_scale=float(np.clip(2 * median, FINEST_LOSS, COARSEST_LOSS)))
+    adjusted = adjust(start, observations, final).geometry
+    caught = np.zeros(used.shape, bool)
+    errors = np.linalg.norm(adjusted.residuals(observations), axis=1)
+    caught[observations.points, observations.frames] = errors < EXPLAINED_ERROR
+    enough = (caught.sum(0) >= FEWEST_CAUGHT) & (caught.sum(0) >= 0.5 * used.sum(0))
+    return task.scored(f"{hypothesis.name}, polished", adjusted, registered | enough)
+
+
+def _centred(geometry: Geometry, used: Bool[np.ndarray, "n t"]) -> Geometry:
+    """The same with the middle of the used points as the object's origin, whose motion is then the object's."""
+    middle = np.median(geometry.points[used.any(1)], axis=0)
+    poses = geometry.cam_from_obj.copy()
+    poses[:, :3, 3] += poses[:, :3, :3] @ middle
+    return replace(geometry, cam_from_obj=poses, points=geometry.points - middle)
 
 
 def _with_resected_frames(
