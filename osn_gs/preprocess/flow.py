@@ -31,7 +31,7 @@ class FlowField:
     """Where the points of a rectangle of one frame went in another.
 
     The rectangle begins at pixel corner `origin` (x, y) and holds `scale` flow samples a pixel; `displacement` is in
-    pixels of the image.
+    pixels of the image, in half precision because a clip's fields are kept together.
     """
 
     origin: tuple[int, int]
@@ -70,7 +70,7 @@ def dis_flow(first: UInt8[np.ndarray, "h w"], second: UInt8[np.ndarray, "h w"]) 
 
 def image_flow(first: UInt8[np.ndarray, "h w"], second: UInt8[np.ndarray, "h w"]) -> FlowField:
     """Flow of the whole image."""
-    return FlowField((0, 0), 1.0, dis_flow(first, second))
+    return FlowField((0, 0), 1.0, dis_flow(first, second).astype(np.float16))
 
 
 def object_flow(
@@ -92,7 +92,8 @@ def object_flow(
     size = np.ceil(size).astype(int)
     displacement = dis_flow(_close_up(first, first_origin, size, scale), _close_up(second, second_origin, size, scale))
     shift = (second_origin - first_origin).astype(np.float32)
-    return FlowField(tuple(int(c) for c in first_origin), scale, displacement / np.float32(scale) + shift)
+    displacement = displacement / np.float32(scale) + shift
+    return FlowField(tuple(int(c) for c in first_origin), scale, displacement.astype(np.float16))
 
 
 def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[np.ndarray, np.ndarray]:

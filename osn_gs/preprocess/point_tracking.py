@@ -29,7 +29,6 @@ FRAMES_SHOWN = 9  # in the picture
 TAIL = 6  # frames of a track's past that the picture shows
 
 BACKGROUND = 0
-PATCH_RADIUS = 4  # pixels; larger patches reach over edges within the object and drift more
 BLUR = 0.7  # pixels; less noise and aliasing in the patches
 BORDER = 2  # pixels from where two ids meet that no point comes: there the flow mixes both motions
 PURE_BORDER = 1  # the same for the pixels of patches: nearer, blur and gradient mix both looks
@@ -37,14 +36,16 @@ FEWEST_PIXELS = 30  # an object smaller than this in a frame is not followed the
 SEEDS_WANTED = 800  # points of one object alive at a time
 SPACING_LIMITS = (2.5, 12.0)  # pixels between points
 TEXTURE_PERCENTILE = 20  # of the object's pixels, by their smaller gradient eigenvalue; below nothing can be followed
+LEAST_TEXTURE = 1e-5  # what noise of one grey level makes; where there is less, flow says what its surroundings do
+TEXTURE_WINDOW, TEXTURE_REACH = 5, 3  # pixels a side, and how far from a pixel its texture is judged
 FLOW_ERROR, RELATIVE_FLOW_ERROR = 0.7, 0.03  # pixels, and share of the motion, that flow there and back may miss by
 SURE_FLOW_ERROR = 0.35  # the same in pixels where no patch is found
 LARGEST_CORRECTION = 1.5  # pixels between the flow's prediction and where the patch is found
-LEAST_SIMILARITY = 0.9  # of a patch and where it is found
 LOST_FRAMES = 12  # frames for which a lost point is looked for
 SURE_SIMILARITY = 0.95  # of a lost point that is found again
 NEIGHBOURS = 12  # points whose motion tells where a lost one should be
-FEW_TRACKS = 100  # with fewer tracks an object is followed again by flow alone
+FEW_IN_VIEW = 50  # tracks in the median frame; an object with fewer is followed again, less strictly
+FEW_TRACKS = 100  # too few for dependable poses
 FEW_IN_FRAME = 20  # tracks of an object in a frame that shows it; fewer and its pose there is doubtful
 LEAST_MOTION = 0.01  # of the image's width: smaller motion of the background over the clip shows no depth
 STILL = 0.5  # pixels: a background that moves less over the clip stands still, as well as it can be measured
@@ -100,9 +101,14 @@ def track_points(
     kept = []
     with one_opencv_thread(), ThreadPoolExecutor(num_threads()) as pool:
         looks = list(pool.map(_Look.of, images))
+        pairs = [(t, t + 1) for t in range(len(looks) - 1)]
+        image_flows = [
+            list(pool.map(lambda pair: image_flow(looks[pair[0]].grey, looks[pair[1]].grey), directed))
+            for directed in (pairs, [pair[::-1] for pair in pairs])
+        ]
         total = 3 * num_objects
         for k in range(num_objects):
-            clip = _object_clip(k, looks, object_ids, pool)
+            clip = _object_clip(k, looks, image_flows, object_ids, pool)
             progress(3 * k + 1, total)
             candidates = _candidates(clip, looks, config, pool)
             progress(3 * k + 2, total)
@@ -112,12 +118,17 @@ def track_points(
 
 
 def _candidates(clip: _ObjectClip, looks: list[_Look], config: TracksConfig, pool: ThreadPoolExecutor) -> Tracks:
-    """All tracks of one object; where patches find hardly any, those of flow alone too."""
+    """All tracks of one object that are long enough and move together; where they are few, leniently followed too."""
     features = pool.submit(_feature_tracks, clip, looks)
-    found = [*_both_ways(clip, config, pool), features.result()]
-    if sum((tracks.visible.sum(1) >= config.shortest).sum() for tracks in found) < FEW_TRACKS:
-        found += _both_ways(replace(clip, flow_alone=True), config, pool)
-    tracks = _together(found)
+    tracks = _usable([*_both_ways(clip, config, pool), features.result()], config)
+    shown = [pure.sum() >= FEWEST_PIXELS for pure in clip.pure]
+    if np.median(tracks.visible.sum(0)[shown]) < FEW_IN_VIEW:
+        tracks = _together([tracks, _usable(_both_ways(replace(clip, manner=LENIENT), config, pool), config)])
+    return tracks
+
+
+def _usable(parts: list[Tracks], config: TracksConfig) -> Tracks:
+    tracks = _together(parts)
     tracks = tracks.select(tracks.visible.sum(1) >= config.shortest)
     return tracks.select(agrees_with_rigid_motion(tracks))
 
@@ -129,7 +140,7 @@ def _both_ways(clip: _ObjectClip, config: TracksConfig, pool: ThreadPoolExecutor
 
 def _feature_tracks(clip: _ObjectClip, looks: list[_Look]) -> Tracks:
     features = [look.features.inside(safe) for look, safe in zip(looks, clip.safe, strict=True)]
-    return track_features(features, clip.images, clip.pure, clip.object_id, PATCH_RADIUS)
+    return track_features(features, clip.images, clip.pure, clip.object_id, clip.manner.patch_radius)
 
 
 def _together(parts: list[Tracks]) -> Tracks:
@@ -154,7 +165,24 @@ class _Look:
         red, green, blue = np.moveaxis(cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR), -1, 0)
         brightness = 0.299 * red + 0.587 * green + 0.114 * blue
         channels = np.stack([brightness, red - green, (red + green) / 2 - blue])
-        return cls(grey, channels, cv2.cornerMinEigenVal(grey, 5), detect_features(grey))
+        return cls(grey, channels, cv2.cornerMinEigenVal(grey, TEXTURE_WINDOW), detect_features(grey))
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How points are followed."""
+
+    patch_radius: int
+    """In pixels."""
+    least_similarity: float
+    """Of a patch and where it is found."""
+    flow_alone: bool
+    """Points of every texture begin, and go where the flow takes them if their patch is not found there."""
+
+
+# Larger patches reach over edges within the object and drift more. Where little is found they find most.
+STRICT = _Manner(patch_radius=4, least_similarity=0.9, flow_alone=False)
+LENIENT = _Manner(patch_radius=9, least_similarity=0.8, flow_alone=True)
 
 
 @dataclass(frozen=True)
@@ -162,8 +190,8 @@ class _ObjectClip:
     """What following one object's points needs: images, where the object is, and the flow between neighbours.
 
     `pure` are the object's pixels that show nothing else, `safe` those where its points may be.
-    `flow_on[t]` goes from frame t to t + 1, `flow_back[t]` from t + 1 to t; None where the object is out of sight.
-    With `flow_alone`, points go where the flow takes them, even if their patch is not found there.
+    `flows_on[t]` go from frame t to t + 1, `flows_back[t]` from t + 1 to t: one or two opinions, none where the
+    object is out of sight.
     """
 
     object_id: int
@@ -171,9 +199,9 @@ class _ObjectClip:
     pure: list[Bool[np.ndarray, "h w"]]
     safe: list[Bool[np.ndarray, "h w"]]
     texture: list[Float[np.ndarray, "h w"]]
-    flow_on: list[FlowField | None]
-    flow_back: list[FlowField | None]
-    flow_alone: bool = False
+    flows_on: list[list[FlowField]]
+    flows_back: list[list[FlowField]]
+    manner: _Manner
 
     def backwards(self) -> _ObjectClip:
         """The same clip with time reversed."""
@@ -183,28 +211,34 @@ class _ObjectClip:
             self.pure[::-1],
             self.safe[::-1],
             self.texture[::-1],
-            self.flow_back[::-1],
-            self.flow_on[::-1],
-            self.flow_alone,
+            self.flows_back[::-1],
+            self.flows_on[::-1],
+            self.manner,
         )
 
 
 def _object_clip(
-    k: int, looks: list[_Look], object_ids: UInt8[np.ndarray, "t h w"], pool: ThreadPoolExecutor
+    k: int,
+    looks: list[_Look],
+    image_flows: list[list[FlowField]],
+    object_ids: UInt8[np.ndarray, "t h w"],
+    pool: ThreadPoolExecutor,
 ) -> _ObjectClip:
+    """One object's clip; `image_flows` are those of whole images, on and back."""
     masks = [ids == k for ids in object_ids]
     pure, safe = (
         [mask & _away_from_borders(ids, border) for mask, ids in zip(masks, object_ids, strict=True)]
         for border in (PURE_BORDER, BORDER)
     )
 
-    def flow(pair: tuple[int, int]) -> FlowField | None:
+    def flows(pair: tuple[int, int]) -> list[FlowField]:
         a, b = pair
         if min(masks[a].sum(), masks[b].sum()) < FEWEST_PIXELS:
-            return None
+            return []
+        of_image = image_flows[0][a] if a < b else image_flows[1][b]
         if k == BACKGROUND:
-            return image_flow(looks[a].grey, looks[b].grey)
-        return object_flow(looks[a].grey, looks[b].grey, masks[a], masks[b])
+            return [of_image]
+        return [of_image, object_flow(looks[a].grey, looks[b].grey, masks[a], masks[b])]
 
     steps = range(len(looks) - 1)
     return _ObjectClip(
@@ -213,8 +247,9 @@ def _object_clip(
         pure,
         safe,
         [look.texture for look in looks],
-        list(pool.map(flow, ((t, t + 1) for t in steps))),
-        list(pool.map(flow, ((t + 1, t) for t in steps))),
+        list(pool.map(flows, ((t, t + 1) for t in steps))),
+        list(pool.map(flows, ((t + 1, t) for t in steps))),
+        STRICT,
     )
 
 
@@ -277,7 +312,7 @@ def _new_points(clip: _ObjectClip, t: int, pixels: Float[np.ndarray, "n 2"], fir
         np.full(count, t),
         pixels,
         np.tile(np.eye(2), (count, 1, 1)),
-        cut_patches(clip.images[t], clip.pure[t], pixels, PATCH_RADIUS),
+        cut_patches(clip.images[t], clip.pure[t], pixels, clip.manner.patch_radius),
     )
 
 
@@ -287,7 +322,10 @@ def _seed(clip: _ObjectClip, t: int, taken: Float[np.ndarray, "n 2"], config: Tr
     if safe.sum() < FEWEST_PIXELS:
         return np.zeros((0, 2))
     spacing = config.spacing or float(np.clip(np.sqrt(safe.sum() / SEEDS_WANTED), *SPACING_LIMITS))
-    least_texture = -1 if clip.flow_alone else np.percentile(texture[safe], TEXTURE_PERCENTILE)
+    least_texture = np.percentile(texture[safe], TEXTURE_PERCENTILE)
+    if clip.manner.flow_alone:  # few come through: begin with many, wherever the object itself has some texture
+        spacing, least_texture = max(spacing / 2, SPACING_LIMITS[0]), LEAST_TEXTURE
+        safe = cv2.erode(safe.astype(np.uint8), np.ones((2 * TEXTURE_REACH + 1,) * 2), borderValue=1) > 0
     rows, columns = np.nonzero(safe & (texture > least_texture))
     order = np.argsort(-texture[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
@@ -301,35 +339,46 @@ def _seed(clip: _ObjectClip, t: int, taken: Float[np.ndarray, "n 2"], config: Tr
 
 def _step(clip: _ObjectClip, t: int, alive: _Points) -> tuple[_Points, _Points]:
     """Take points from frame t to t + 1: those found there, and the others where they were."""
-    on, back = clip.flow_on[t], clip.flow_back[t]
-    if on is None or back is None:
+    if not clip.flows_on[t]:
         return alive.select(np.zeros(len(alive), bool)), alive
-    moved = on.at(alive.pixels)
-    returned = back.at(alive.pixels + moved)
-    open_by = np.linalg.norm(moved + returned, axis=1)
-    length = np.linalg.norm(moved, axis=1) + np.linalg.norm(returned, axis=1)
-    consistent = open_by < FLOW_ERROR + RELATIVE_FLOW_ERROR * length
+    moved, open_by, consistent = _flow_there_and_back(clip.flows_on[t], clip.flows_back[t], alive.pixels)
     lost, alive = alive.select(~consistent), alive.select(consistent)
     predicted, open_by = alive.pixels + moved[consistent], open_by[consistent]
 
     found = align_patches(alive.patches, clip.images[t + 1], clip.pure[t + 1], predicted, alive.warps)
-    trusted = _trusted(found, predicted, LEAST_SIMILARITY)
+    trusted = _trusted(found, predicted, clip.manner.least_similarity)
     pixels, warps, patches = found.pixels, found.warps, alive.patches
     if not trusted.all():  # the patch has changed too much: take it anew where the point is now
         changed = ~trusted
-        fresh = cut_patches(clip.images[t], clip.pure[t], alive.pixels[changed], PATCH_RADIUS)
+        fresh = cut_patches(clip.images[t], clip.pure[t], alive.pixels[changed], clip.manner.patch_radius)
         found = align_patches(
             fresh, clip.images[t + 1], clip.pure[t + 1], predicted[changed], np.tile(np.eye(2), (changed.sum(), 1, 1))
         )
         pixels[changed], warps[changed], patches = found.pixels, found.warps, patches.replace(changed, fresh)
-        trusted[changed] = _trusted(found, predicted[changed], LEAST_SIMILARITY)
-    if clip.flow_alone:
+        trusted[changed] = _trusted(found, predicted[changed], clip.manner.least_similarity)
+    if clip.manner.flow_alone:
         carried = ~trusted & (open_by < SURE_FLOW_ERROR)
         pixels[carried], warps[carried] = predicted[carried], np.eye(2)
         trusted |= carried
     trusted &= _inside(clip.safe[t + 1], pixels)
     arrived = _Points(alive.numbers, np.full(len(alive), t + 1), pixels, warps, patches).select(trusted)
     return arrived, lost.append(alive.select(~trusted))
+
+
+def _flow_there_and_back(
+    on: list[FlowField], back: list[FlowField], pixels: Float[np.ndarray, "n 2"]
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Of several flows, at each point the one most nearly undone by its way back.
+
+    Its displacement, the pixels by which the way stays open, and whether that is little.
+    """
+    moved = np.stack([flow.at(pixels) for flow in on])
+    returned = np.stack([flow.at(pixels + there) for flow, there in zip(back, moved, strict=True)])
+    open_by = np.linalg.norm(moved + returned, axis=-1)
+    chosen = open_by.argmin(0), np.arange(len(pixels))
+    moved, returned, open_by = moved[chosen], returned[chosen], open_by[chosen]
+    length = np.linalg.norm(moved, axis=1) + np.linalg.norm(returned, axis=1)
+    return moved, open_by, open_by < FLOW_ERROR + RELATIVE_FLOW_ERROR * length
 
 
 def _find_again(
