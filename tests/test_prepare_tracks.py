@@ -1,18 +1,31 @@
 """Tracks: points stay on what they began on, come back after an occlusion, and say when something is wrong."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from osn_gs.errors import ConfigError
+from osn_gs.errors import ConfigError, DatasetError
+from osn_gs.preprocess.camera import FrameWarp
 from osn_gs.preprocess.feature_matches import detect_features, track_features
 from osn_gs.preprocess.flow import object_flow, sample_bilinear
+from osn_gs.preprocess.frames import FramesRecord, SourceFrame, frame_path, write_frames_record
+from osn_gs.preprocess.masks import IDS_FOLDER
 from osn_gs.preprocess.patch_alignment import align_patches, cut_patches
-from osn_gs.preprocess.point_tracking import FEW_TRACKS, TracksConfig, draw_tracks, track_points, tracking_advice
+from osn_gs.preprocess.pictures import write_picture
+from osn_gs.preprocess.point_tracking import (
+    FEW_TRACKS,
+    PICTURE_FILE,
+    TracksConfig,
+    draw_tracks,
+    track_objects,
+    track_points,
+    tracking_advice,
+)
 from osn_gs.preprocess.rigid_motion import agrees_with_rigid_motion
-from osn_gs.preprocess.tracks import Tracks
+from osn_gs.preprocess.tracks import Tracks, load_tracks
 from osn_gs.threads import set_num_threads
 
 HEIGHT, WIDTH = 96, 128
@@ -250,6 +263,40 @@ def test_good_tracks_bring_no_advice_and_a_picture(two_objects, tracks):
     picture = draw_tracks(two_objects.images, tracks)
     assert picture.shape == still.shape
     assert (picture != still).any()
+
+
+def write_frames_and_masks(scene: Path, clip: Clip) -> None:
+    """What the frames and masks steps leave."""
+    frames = tuple(SourceFrame(t, "", t / 10, 1.0) for t in range(len(clip.images)))
+    size = (WIDTH, HEIGHT)
+    write_frames_record(scene, FramesRecord(frames, FrameWarp(size, (0, 0, *size), size), None, None))
+    for t, (image, ids) in enumerate(zip(clip.images, clip.object_ids, strict=True)):
+        write_picture(frame_path(scene, t), image)
+        path = scene / IDS_FOLDER / f"{t:04d}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, ids)
+
+
+def test_the_step_writes_tracks_and_a_picture_and_tells_how_far_it_is(two_objects, tracks, tmp_path):
+    write_frames_and_masks(tmp_path / "scene", two_objects)
+    calls = []
+    advice = track_objects(tmp_path / "scene", tmp_path / "staging", TracksConfig(), lambda *call: calls.append(call))
+    assert advice == ()
+    read = load_tracks(tmp_path / "staging" / "sfm")
+    np.testing.assert_allclose(read.pixels, tracks.pixels, atol=1e-4)
+    np.testing.assert_array_equal(read.object_ids, tracks.object_ids)
+    assert (tmp_path / "staging" / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    done, totals = zip(*calls, strict=True)
+    assert list(done) == list(range(1, totals[0] + 1))
+    assert set(totals) == {len(calls)}
+
+
+def test_a_camera_that_stands_still_is_refused_and_nothing_is_written(tmp_path):
+    clip = sliding_clip(line((-40, -30), (0, 0), 4), line((20.2, 20.4), (2.5, 1.5), 4))
+    write_frames_and_masks(tmp_path / "scene", clip)
+    with pytest.raises(DatasetError, match="stands still"):
+        track_objects(tmp_path / "scene", tmp_path / "staging", TracksConfig())
+    assert not (tmp_path / "staging").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"spacing": 0.5}, {"spacing": float("nan")}, {"per_object": 3}, {"shortest": 1}])
