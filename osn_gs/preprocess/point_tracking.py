@@ -122,7 +122,7 @@ def _candidates(clip: _ObjectClip, looks: list[_Look], config: TracksConfig, poo
     features = pool.submit(_feature_tracks, clip, looks)
     tracks = _usable([*_both_ways(clip, config, pool), features.result()], config)
     shown = [pure.sum() >= FEWEST_PIXELS for pure in clip.pure]
-    if np.median(tracks.visible.sum(0)[shown]) < FEW_IN_VIEW:
+    if any(shown) and np.median(tracks.visible.sum(0)[shown]) < FEW_IN_VIEW:
         tracks = _together([tracks, _usable(_both_ways(replace(clip, manner=LENIENT), config, pool), config)])
     return tracks
 
