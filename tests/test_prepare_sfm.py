@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from scipy.spatial.transform import Rotation
 from synthetic_tracks import DISTANCE, SyntheticClip, make_clip, project
 
 from osn_gs.errors import ConfigError, DatasetError
@@ -24,7 +25,7 @@ from osn_gs.preprocess.sfm.motion import continued_poses
 from osn_gs.preprocess.sfm.objects import model_folder, read_models_record, reconstruct_objects
 from osn_gs.preprocess.sfm.own_process import call_in_own_process
 from osn_gs.preprocess.sfm.reconstruct import reconstruct_from_poses, reconstruct_object, resect
-from osn_gs.preprocess.sfm.report import ModelReport
+from osn_gs.preprocess.sfm.report import ModelReport, largest_jump_of
 from osn_gs.preprocess.sfm.start_poses import reversed_depth
 from osn_gs.preprocess.sfm.triangulation import observations_of, triangulate, triangulated
 from osn_gs.preprocess.tracks import Tracks, save_tracks
@@ -216,6 +217,17 @@ def test_little_motion_is_told():
     _, report = result
     assert report.confidence != "good"
     assert report.advice
+
+
+def test_a_jump_in_the_path_is_told(reconstructed):
+    model, report = reconstructed
+    assert report.largest_jump < 6
+    turned = model.cam_from_obj.copy()
+    turn = Rotation.from_euler("y", 50, degrees=True).as_matrix()
+    middle = np.median(model.points, axis=0)
+    turned[8, :3, 3] += turned[8, :3, :3] @ (middle - turn @ middle)
+    turned[8, :3, :3] = turned[8, :3, :3] @ turn
+    assert largest_jump_of(replace(model, cam_from_obj=turned)) == pytest.approx(50, abs=8)
 
 
 def test_random_tracks_are_not_called_good():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from osn_gs.errors import ConfigError, DatasetError
+from osn_gs.files import write_json_atomic
 from osn_gs.preprocess.camera import FrameWarp
 from osn_gs.preprocess.feature_matches import detect_features, track_features
 from osn_gs.preprocess.flow import object_flow, sample_bilinear
@@ -29,6 +30,7 @@ from osn_gs.preprocess.tracks import Tracks, load_tracks
 from osn_gs.threads import set_num_threads
 
 HEIGHT, WIDTH = 96, 128
+NAMES = ("background", "ball")
 
 
 def texture(seed: int, height: int = 2 * HEIGHT, width: int = 2 * WIDTH) -> np.ndarray:
@@ -246,19 +248,21 @@ def test_faint_texture_is_followed_less_strictly_and_none_is_not_followed():
 
 def test_few_tracks_and_a_camera_that_hardly_moves_bring_advice(two_objects, tracks):
     few = tracks.select(np.r_[np.flatnonzero(tracks.object_ids == 0), np.flatnonzero(tracks.object_ids == 1)[:40]])
-    (advice,) = tracking_advice(few, two_objects.object_ids)
-    assert "object 1" in advice
+    (advice,) = tracking_advice(few, two_objects.object_ids, NAMES)
+    assert "object 1 (ball)" in advice
     assert "40" in advice
-    (advice,) = tracking_advice(Tracks(tracks.pixels * 0.05, tracks.visible, tracks.object_ids), two_objects.object_ids)
+    (advice,) = tracking_advice(
+        Tracks(tracks.pixels * 0.05, tracks.visible, tracks.object_ids), two_objects.object_ids, NAMES
+    )
     assert "stands still" in advice
     visible = tracks.visible.copy()
     visible[tracks.object_ids == 1, 5] = False
-    (advice,) = tracking_advice(Tracks(tracks.pixels, visible, tracks.object_ids), two_objects.object_ids)
-    assert "1 frames (5)" in advice
+    (advice,) = tracking_advice(Tracks(tracks.pixels, visible, tracks.object_ids), two_objects.object_ids, NAMES)
+    assert "in frame 5" in advice
 
 
 def test_good_tracks_bring_no_advice_and_a_picture(two_objects, tracks):
-    assert tracking_advice(tracks, two_objects.object_ids) == ()
+    assert tracking_advice(tracks, two_objects.object_ids, NAMES) == ()
     still = draw_tracks(two_objects.images, tracks.select(np.zeros(len(tracks), bool)))
     picture = draw_tracks(two_objects.images, tracks)
     assert picture.shape == still.shape
@@ -275,6 +279,7 @@ def write_frames_and_masks(scene: Path, clip: Clip) -> None:
         path = scene / IDS_FOLDER / f"{t:04d}.npy"
         path.parent.mkdir(exist_ok=True)
         np.save(path, ids)
+    write_json_atomic(scene / "scene.json", {"objects": list(NAMES)})
 
 
 def test_the_step_writes_tracks_and_a_picture_and_tells_how_far_it_is(two_objects, tracks, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from osn_gs.errors import DatasetError
+from osn_gs.preprocess.object_names import title_of
 
 FEWEST_FRAMES = 3  # in which an object must be seen: two views leave its motion to chance
 SPECK_SHARE = 0.01  # of the object's pixels in a frame
@@ -175,11 +176,6 @@ def advise(
             f"seems to become {title_of(switch.after, names)}; correct the masks if these are one and the same."
         )
     return advice
-
-
-def title_of(k: int, names: Sequence[str]) -> str:
-    """An object's number, and its name where it has one."""
-    return f"object {k}" if names[k] == f"object {k}" else f"object {k} ({names[k]})"
 
 
 def list_ranges(ranges: Sequence[tuple[int, int]]) -> str:

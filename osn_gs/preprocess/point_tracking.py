@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from osn_gs.preprocess.feature_matches import Features, detect_features, track_f
 from osn_gs.preprocess.flow import FlowField, image_flow, object_flow, one_opencv_thread
 from osn_gs.preprocess.frames import read_frames
 from osn_gs.preprocess.masks import read_object_ids
+from osn_gs.preprocess.object_names import read_object_names, title_of
 from osn_gs.preprocess.patch_alignment import Alignment, Patches, align_patches, cut_patches, plausible_warps
 from osn_gs.preprocess.pictures import contact_sheet, object_palette, write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
@@ -84,7 +86,7 @@ def track_objects(
     _check_motion(tracks)
     save_tracks(staging / "sfm", tracks)
     write_picture(staging / PICTURE_FILE, draw_tracks(images, tracks))
-    return tracking_advice(tracks, object_ids)
+    return tracking_advice(tracks, object_ids, read_object_names(scene))
 
 
 def track_points(
@@ -445,15 +447,15 @@ def _check_motion(tracks: Tracks) -> None:
         )
 
 
-def tracking_advice(tracks: Tracks, object_ids: UInt8[np.ndarray, "t h w"]) -> tuple[str, ...]:
+def tracking_advice(tracks: Tracks, object_ids: UInt8[np.ndarray, "t h w"], names: Sequence[str]) -> tuple[str, ...]:
     """Plain words about objects with too few tracks, and about a camera that hardly moves."""
     advice = []
-    for k in range(int(object_ids.max()) + 1):
+    for k in range(len(names)):
         own = tracks.select(tracks.object_ids == k)
-        name = "the background" if k == BACKGROUND else f"object {k}"
+        title = title_of(k, names)
         if len(own) < FEW_TRACKS:
             advice.append(
-                f"{name} has only {len(own)} point tracks: expect weak or no poses. Use larger or sharper images, "
+                f"{title} has only {len(own)} point tracks: expect weak or no poses. Use larger or sharper images, "
                 "or leave the object out (--ignore)."
             )
             continue
@@ -461,7 +463,7 @@ def tracking_advice(tracks: Tracks, object_ids: UInt8[np.ndarray, "t h w"]) -> t
         bare = np.flatnonzero(shown & (own.visible.sum(0) < FEW_IN_FRAME))
         if len(bare):
             listed = ", ".join(map(str, bare[:8])) + (", ..." if len(bare) > 8 else "")
-            advice.append(f"{name} has fewer than {FEW_IN_FRAME} point tracks in {len(bare)} frames ({listed}).")
+            advice.append(f"{title} has fewer than {FEW_IN_FRAME} point tracks in frame {listed}.")
         if k == BACKGROUND and _median_reach(own) < LEAST_MOTION * object_ids.shape[2]:
             advice.append(
                 f"the background moves only {_median_reach(own):.1f} pixels in the picture: a camera that stands still "

@@ -13,6 +13,7 @@ from osn_gs.files import write_text_atomic
 from osn_gs.preprocess.frames import read_frames_record
 from osn_gs.preprocess.layout import read_models
 from osn_gs.preprocess.model_picture import draw_models
+from osn_gs.preprocess.object_names import read_object_names
 from osn_gs.preprocess.pictures import write_picture
 from osn_gs.preprocess.progress import Progress, no_progress
 from osn_gs.preprocess.sfm.objects import read_models_record
@@ -82,11 +83,6 @@ def write_report(scene: Path, staging: Path, config: None, progress: Progress = 
     write_text_atomic(staging / TEXT_FILE, report_text(report))
     progress(1, 1)
     return ()
-
-
-def read_object_names(scene: Path) -> tuple[str, ...]:
-    """The objects' names in the order of their ids, background first."""
-    return tuple(read_json(scene / "scene.json")["objects"])
 
 
 def gather_report(scene: Path, names: Sequence[str]) -> Report:

@@ -14,7 +14,7 @@ class ObjectModel:
 
     `cam_from_obj[t]` means nothing where not `registered[t]`. An observation m says that point
     `observed_points[m]` was seen in frame `observed_frames[m]` at `observed_pixels[m]` (pixel centres at +0.5);
-    only observations the model explains are kept. `colors` are sRGB.
+    only observations the model explains are kept.
     """
 
     cam_from_obj: Float[np.ndarray, "t 4 4"]

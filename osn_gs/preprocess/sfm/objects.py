@@ -15,6 +15,7 @@ from osn_gs.data.osn_files import read_json
 from osn_gs.errors import DatasetError
 from osn_gs.files import write_json_atomic
 from osn_gs.preprocess.frames import FramesRecord, read_frames, read_frames_record
+from osn_gs.preprocess.object_names import read_object_names, title_of
 from osn_gs.preprocess.progress import Progress, no_progress
 from osn_gs.preprocess.sfm.colmap_model import read_background_poses, write_model
 from osn_gs.preprocess.sfm.config import SfmConfig
@@ -57,7 +58,7 @@ def reconstruct_objects(
             has too few tracks for any model.
     """
     record = read_frames_record(scene)
-    names = _object_names(scene)
+    names = read_object_names(scene)
     tracks = load_tracks(scene / "sfm")
     if tracks.num_frames != len(record.frames):
         raise DatasetError(
@@ -67,14 +68,15 @@ def reconstruct_objects(
     focal, focal_advice = _choose_focal(tracks, record, config)
     found = _reconstruct_all(tracks, record, len(names), focal.focal, config, progress)
     for object_id, result in enumerate(found):
-        _check(result, tracks, object_id, names[object_id])
+        _check(result, tracks, object_id, title_of(object_id, names))
     images = read_frames(scene)
     for object_id, (model, _) in enumerate(found):
         write_model(model_folder(staging, object_id), model, _colors(model, images))
     reports = tuple(report for _, report in found)
     models = ModelsRecord(focal.focal, focal.uncertainty, focal.how, reports)
     write_json_atomic(staging / MODELS_FILE, dataclasses.asdict(models))
-    return (*focal_advice, *(line for report in reports for line in report.advice))
+    named = (f"{title_of(report.object_id, names)}: {line}" for report in reports for line in report.advice)
+    return (*focal_advice, *named)
 
 
 def read_models_record(scene: Path) -> ModelsRecord:
@@ -92,16 +94,6 @@ def read_models_record(scene: Path) -> ModelsRecord:
         return ModelsRecord(objects=reports, **content)
     except (KeyError, TypeError):
         raise DatasetError(f"{path}: not a record of the sfm step; run that step again.") from None
-
-
-def _object_names(scene: Path) -> list[str]:
-    path = scene / "scene.json"
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; run the masks step first.")
-    names = read_json(path).get("objects")
-    if not isinstance(names, list) or not names:
-        raise DatasetError(f"{path}: has no list `objects`; run the masks step again.")
-    return [str(name) for name in names]
 
 
 def _choose_focal(tracks: Tracks, record: FramesRecord, config: SfmConfig) -> tuple[FocalEstimate, tuple[str, ...]]:
@@ -149,13 +141,12 @@ def _in_threads(
     return [piece.result() for piece in pieces]
 
 
-def _check(result: Reconstructed, tracks: Tracks, object_id: int, name: str) -> None:
+def _check(result: Reconstructed, tracks: Tracks, object_id: int, title: str) -> None:
     """Refuse what cannot become a scene."""
-    who = "the background" if object_id == 0 else f"object {object_id} ({name})"
     if result is None:
         count = int((tracks.object_ids == object_id).sum())
         raise DatasetError(
-            f"{who}: no motion fits its {count} tracks, so it has no poses; its mask may be too small, without "
+            f"{title}: no motion fits its {count} tracks, so it has no poses; its mask may be too small, without "
             "texture or in too few frames. Use larger images or more frames"
             + ("." if object_id == 0 else ", or leave it out with --ignore and the value it has in your masks.")
         )

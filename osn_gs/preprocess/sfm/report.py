@@ -15,6 +15,7 @@ Confidence = Literal["good", "weak", "failed"]
 GOOD_EXPLAINED, FAILED_EXPLAINED = 0.8, 0.4
 GOOD_REGISTERED = 0.95
 GOOD_RANGE = 8.0
+LARGEST_JUMP = 25.0  # degrees
 SMALL_OBJECT = 60  # pixels across; below, poses come out several degrees off
 SAMPLED_POINTS = 400
 
@@ -48,6 +49,8 @@ class ModelReport:
     median_error: float
     explained: float
     """Share of all observations in registered frames within 1.5 px and in front of the camera."""
+    largest_jump: float
+    """Largest change of viewpoint in degrees from a registered frame to the next, beyond the changes beside it."""
     viewpoint_range: float
     """Largest angle in degrees between two directions from the object's middle to the camera."""
     parallax: float
@@ -59,6 +62,7 @@ class ModelReport:
     seconds: float
     confidence: Confidence
     advice: list[str]
+    """Plain words to go after the object's name."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelReport:
@@ -78,10 +82,16 @@ def describe(
 ) -> ModelReport:
     """The figures of a finished model; `model` has at least three registered frames."""
     errors = model.reprojection_errors()
-    viewpoint_range, parallax = viewpoint_range_of(model), parallax_of(model)
+    viewpoint_range, parallax, jump = viewpoint_range_of(model), parallax_of(model), largest_jump_of(model)
     registered = int(model.registered.sum())
     confidence, advice = _judge(
-        object_id, explained, registered / len(model.registered), viewpoint_range, parallax, extent, len(model.points)
+        object_id,
+        explained,
+        registered / len(model.registered),
+        max(viewpoint_range, parallax),
+        jump,
+        extent,
+        len(model.points),
     )
     return ModelReport(
         object_id=object_id,
@@ -94,6 +104,7 @@ def describe(
         mean_error=float(errors.mean()) if len(errors) else 0.0,
         median_error=float(np.median(errors)) if len(errors) else 0.0,
         explained=explained,
+        largest_jump=jump,
         viewpoint_range=viewpoint_range,
         parallax=parallax,
         extent=extent,
@@ -111,6 +122,16 @@ def viewpoint_range_of(model: ObjectModel) -> float:
     centres = -np.einsum("tji,tj->ti", poses[:, :3, :3], poses[:, :3, 3])
     directions = centres - np.median(model.points, axis=0)
     return _largest_angle(directions[None])[0]
+
+
+def largest_jump_of(model: ObjectModel) -> float:
+    """Largest angle in degrees between two neighbouring registered frames' viewpoints, beyond the steps beside it."""
+    poses = model.cam_from_obj[model.registered]
+    centres = -np.einsum("tji,tj->ti", poses[:, :3, :3], poses[:, :3, 3])
+    directions = centres - np.median(model.points, axis=0)
+    steps = np.array(_largest_angle(np.stack([directions[:-1], directions[1:]], axis=1)))
+    beside = np.minimum(np.r_[steps[1], steps[:-1]], np.r_[steps[1:], steps[-2]])
+    return float((steps - beside).max())
 
 
 def parallax_of(model: ObjectModel) -> float:
@@ -136,38 +157,41 @@ def _judge(
     object_id: int,
     explained: float,
     registered: float,
-    viewpoint_range: float,
-    parallax: float,
+    turns: float,
+    jump: float,
     extent: float,
     num_points: int,
 ) -> tuple[Confidence, list[str]]:
-    name = "the background" if object_id == 0 else f"object {object_id}"
-    turns = max(viewpoint_range, parallax)
     advice = []
     if explained < FAILED_EXPLAINED:
+        remedy = "use more frames" + ("." if object_id == 0 else ", or merge it into the background (--ignore).")
         advice.append(
-            f"{name}: its model explains only {explained:.0%} of its tracks, so do not trust it; check its mask, use "
-            "more frames, or merge it into the background."
+            f"its model explains only {explained:.0%} of its tracks, so do not trust it; check its mask, {remedy}"
         )
         return "failed", advice
     if explained < GOOD_EXPLAINED:
         advice.append(
-            f"{name}: its model explains {explained:.0%} of its tracks; it may bend, or its mask may take in something "
-            "else."
+            f"its model explains {explained:.0%} of its tracks; "
+            + ("some of it moves" if object_id == 0 else "it may bend")
+            + ", or its mask takes in something else."
+        )
+    if jump > LARGEST_JUMP:
+        advice.append(
+            f"its pose jumps by {jump:.0f} degrees between two frames, which nothing filmed does: expect wrong poses "
+            "there; look at its path in the report."
         )
     if registered < GOOD_REGISTERED:
-        advice.append(f"{name}: has a pose in {registered:.0%} of the frames; in the others it is left out.")
+        advice.append(f"has a pose in {registered:.0%} of the frames; in the others it is left out.")
     if turns < GOOD_RANGE:
         seen = "the camera moves" if object_id == 0 else "it is seen"
         advice.append(
-            f"{name}: {seen} over only {turns:.1f} degrees: expect flat geometry and uncertain depth; use more of the "
-            "video."
+            f"{seen} over only {turns:.1f} degrees: expect flat geometry and uncertain depth; use more of the video."
         )
     if extent < SMALL_OBJECT:
         advice.append(
-            f"{name}: only {extent:.0f} pixels across: expect poses several degrees off; use larger images "
+            f"only {extent:.0f} pixels across: expect poses several degrees off; use larger images "
             "(--longest-side) if the video has them."
         )
     if num_points < 50:
-        advice.append(f"{name}: only {num_points} points; more texture or larger images would help.")
+        advice.append(f"only {num_points} points; more texture or larger images would help.")
     return ("weak" if advice else "good"), advice
