@@ -10,7 +10,8 @@ import pytest
 from osn_gs.errors import ConfigError, DatasetError
 from osn_gs.files import write_json_atomic
 from osn_gs.preprocess.camera import FrameWarp
-from osn_gs.preprocess.feature_matches import detect_features, track_features
+from osn_gs.preprocess.feature_matches import track_features
+from osn_gs.preprocess.features import detect_features
 from osn_gs.preprocess.flow import object_flow, sample_bilinear
 from osn_gs.preprocess.frames import FramesRecord, SourceFrame, frame_path, write_frames_record
 from osn_gs.preprocess.masks import IDS_FOLDER
@@ -190,9 +191,9 @@ def test_features_join_what_was_seen_before_and_after_a_gap():
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in clip.images]
     masks = [ids == 1 for ids in clip.object_ids]
     channels = [np.moveaxis(image.astype(np.float32), -1, 0) for image in clip.images]
-    features = [detect_features(image).inside(mask) for image, mask in zip(grey, masks, strict=True)]
+    features = [detect_features(image, 2000).inside(mask) for image, mask in zip(grey, masks, strict=True)]
     # Frames 0 and 5 are no gap apart that is tried; 1 and 5 are.
-    features[1], masks[1] = detect_features(grey[1]).inside(clip.object_ids[0] == 1), clip.object_ids[0] == 1
+    features[1], masks[1] = detect_features(grey[1], 2000).inside(clip.object_ids[0] == 1), clip.object_ids[0] == 1
     joined = track_features(features, channels, masks, 1, 4)
     across = joined.visible[:, 1] & joined.visible[:, 5]
     assert across.sum() >= 10

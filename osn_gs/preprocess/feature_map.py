@@ -8,18 +8,14 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.optimize import least_squares
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from osn_gs.preprocess.features import FRAME_GAPS, Features, detect_features, join_matches, match_descriptors
 from osn_gs.preprocess.progress import Progress, no_progress
 from osn_gs.preprocess.sfm.triangulation import triangulate
 
 FEATURES = 3000  # an image
-CONTRAST = 0.02  # of a feature; OpenCV takes 0.04, which leaves small images almost none
-FRAME_GAPS = (1, 2, 4, 8, 16)
-RATIO = 0.8  # of the best descriptor distance to the second best (Lowe 2004)
 EPIPOLAR_ERROR = 2.0  # pixels a match may miss the line its camera poses leave it
 POINT_ERROR = 1.5  # pixels: largest median reprojection error of a point
 SMALLEST_ANGLE = 0.5  # degrees between a point's outermost rays; less and its depth is a guess
@@ -49,26 +45,6 @@ class PlacedCamera:
     error: float
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of one image: continuous positions (pixel centres at +0.5) and unit descriptors."""
-
-    pixels: Float[np.ndarray, "n 2"]
-    descriptors: Float[np.ndarray, "n 128"]
-
-
-def detect_features(image: UInt8[np.ndarray, "h w 3"], usable: Bool[np.ndarray, "h w"] | None = None) -> Features:
-    """RootSIFT features of the image where it is `usable`."""
-    mask = None if usable is None else usable.astype(np.uint8)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    keypoints, descriptors = cv2.SIFT_create(FEATURES, contrastThreshold=CONTRAST).detectAndCompute(grey, mask)
-    if not keypoints:
-        return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
-    pixels = np.array([keypoint.pt for keypoint in keypoints]) + 0.5
-    root = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
-    return Features(pixels, root.astype(np.float32))
-
-
 def intrinsics_at_middle(focal: float, height: int, width: int) -> Float[np.ndarray, "3 3"]:
     """A pinhole with its principal point in the middle of the image; `focal` in pixels, centres at +0.5."""
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
@@ -91,18 +67,18 @@ def build_feature_map(
     total = num_frames + len(pairs)
     features = []
     for t in range(num_frames):
-        features.append(detect_features(images[t], usable[t]))
+        features.append(detect_features(cv2.cvtColor(images[t], cv2.COLOR_RGB2GRAY), FEATURES, usable[t]))
         progress(t + 1, total)
     first_of_frame = np.cumsum([0, *(len(found.pixels) for found in features)])
     links = []
     for done, (a, b) in enumerate(pairs, start=num_frames + 1):
-        matches = _match(features[a].descriptors, features[b].descriptors)
+        matches = match_descriptors(features[a].descriptors, features[b].descriptors)
         b_from_a = cam_from_background[b] @ np.linalg.inv(cam_from_background[a])
         rays_a, rays_b = (_rays(features[t].pixels[matches[:, i]], focal, centre) for i, t in enumerate((a, b)))
         matches = matches[_epipolar_distances(rays_a, rays_b, b_from_a) * focal < EPIPOLAR_ERROR]
         links.append(matches + first_of_frame[[a, b]])
         progress(done, total)
-    pixels, used, descriptors = _join_into_tracks(features, np.concatenate(links) if links else np.zeros((0, 2), int))
+    pixels, used, descriptors = _as_tracks(features, np.concatenate(links) if links else np.zeros((0, 2), int))
     points = triangulate(pixels, used, cam_from_background, focal, centre)
     kept = _well_triangulated(points, pixels, used, cam_from_background, focal, centre)
     return FeatureMap(points[kept], descriptors[kept])
@@ -113,8 +89,8 @@ def place_camera(image: UInt8[np.ndarray, "h w 3"], focal: float, feature_map: F
 
     What moves need not be masked: it matches no point of the background.
     """
-    features = detect_features(image)
-    matches = _match(features.descriptors, feature_map.descriptors)
+    features = detect_features(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), FEATURES)
+    matches = match_descriptors(features.descriptors, feature_map.descriptors)
     if len(matches) < FEWEST_MATCHES:
         return None
     intrinsics = intrinsics_at_middle(focal, *image.shape[:2])
@@ -166,18 +142,6 @@ def plane_homography(
     return second_intrinsics @ turn @ np.linalg.inv(first_intrinsics)
 
 
-def _match(first: Float[np.ndarray, "n 128"], second: Float[np.ndarray, "m 128"]) -> Int[np.ndarray, "k 2"]:
-    """Index pairs of unit descriptors that choose each other and no other (mutual nearest, ratio test)."""
-    if len(first) < 2 or len(second) < 2:
-        return np.zeros((0, 2), int)
-    likeness = first @ second.T
-    best = likeness.argmax(1)
-    two_best = -np.partition(-likeness, 1, axis=1)[:, :2]
-    distances = np.sqrt(np.maximum(2 - 2 * two_best, 0))
-    chosen = (distances[:, 0] < RATIO * distances[:, 1]) & (likeness.argmax(0)[best] == np.arange(len(first)))
-    return np.stack([np.flatnonzero(chosen), best[chosen]], axis=1)
-
-
 def _match_near_projections(
     features: Features, feature_map: FeatureMap, pose: Float[np.ndarray, "4 4"], intrinsics: Float[np.ndarray, "3 3"]
 ) -> Int[np.ndarray, "k 2"]:
@@ -215,26 +179,20 @@ def _epipolar_distances(
     return np.abs((rays_b * lines_b).sum(1)) / np.sqrt(np.maximum(slopes, 1e-30))
 
 
-def _join_into_tracks(
+def _as_tracks(
     features: list[Features], links: Int[np.ndarray, "k 2"]
 ) -> tuple[Float[np.ndarray, "n t 2"], Bool[np.ndarray, "n t"], Float[np.ndarray, "n 128"]]:
-    """Features joined by links (pairs of numbers over all frames) as tracks; those twice in a frame are dropped."""
-    frames = np.concatenate([np.full(len(found.pixels), t) for t, found in enumerate(features)])
-    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(frames), len(frames)))
-    _, track = connected_components(graph, directed=False)
-    length = np.bincount(track, minlength=1)
-    times_in_frame = np.zeros((len(length), len(features)), int)
-    np.add.at(times_in_frame, (track, frames), 1)
-    kept = (length > 1) & (times_in_frame.max(1) == 1)
-    number = np.cumsum(kept) - 1
-    chosen = np.flatnonzero(kept[track])
-    rows, columns = number[track[chosen]], frames[chosen]
-    pixels = np.zeros((kept.sum(), len(features), 2))
-    pixels[rows, columns] = np.concatenate([found.pixels for found in features])[chosen]
-    descriptors = np.zeros((len(pixels), 128), np.float32)
-    np.add.at(descriptors, rows, np.concatenate([found.descriptors for found in features])[chosen])
+    """Where the features joined by links are, whether they are there, and their mean descriptors."""
+    frames = np.repeat(np.arange(len(features)), [len(found.pixels) for found in features])
+    members = join_matches(links, frames, len(features))
+    rows, columns = np.nonzero(members >= 0)
+    numbers = members[rows, columns]
+    pixels = np.zeros((*members.shape, 2))
+    pixels[rows, columns] = np.concatenate([found.pixels for found in features])[numbers]
+    descriptors = np.zeros((len(members), 128), np.float32)
+    np.add.at(descriptors, rows, np.concatenate([found.descriptors for found in features])[numbers])
     descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-9)
-    return pixels, times_in_frame[kept] == 1, descriptors
+    return pixels, members >= 0, descriptors
 
 
 def _well_triangulated(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
+from osn_gs.preprocess.features import detect_features
 from osn_gs.preprocess.flow import dis_flow, one_opencv_thread
 from osn_gs.preprocess.progress import Progress, no_progress
 
@@ -134,12 +135,8 @@ def _view(image: UInt8[np.ndarray, "h w 3"]) -> View:
     if scale < 1:
         image = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    keypoints, descriptors = cv2.SIFT_create(NUM_FEATURES, contrastThreshold=0.02).detectAndCompute(grey, None)
-    if descriptors is None:
-        return View(image, grey, np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
-    # RootSIFT (Arandjelovic and Zisserman 2012)
-    descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-6))
-    return View(image, grey, np.array([keypoint.pt for keypoint in keypoints], np.float32), descriptors)
+    features = detect_features(grey, NUM_FEATURES)
+    return View(image, grey, (features.pixels - 0.5).astype(np.float32), features.descriptors)
 
 
 def _sweep(

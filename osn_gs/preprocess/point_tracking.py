@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy.spatial import cKDTree
 
 from osn_gs.errors import ConfigError, DatasetError
-from osn_gs.preprocess.feature_matches import Features, detect_features, track_features
+from osn_gs.preprocess.feature_matches import track_features
+from osn_gs.preprocess.features import Features, detect_features
 from osn_gs.preprocess.flow import FlowField, image_flow, object_flow, one_opencv_thread
 from osn_gs.preprocess.frames import read_frames
 from osn_gs.preprocess.masks import read_object_ids
@@ -27,6 +28,7 @@ from osn_gs.preprocess.tracks import Tracks, save_tracks
 from osn_gs.threads import num_threads
 
 PICTURE_FILE = Path("prepare") / "tracks.png"
+FEATURES = 2000  # an image
 FRAMES_SHOWN = 9  # in the picture
 TAIL = 6  # frames of a track's past that the picture shows
 
@@ -167,7 +169,7 @@ class _Look:
         red, green, blue = np.moveaxis(cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR), -1, 0)
         brightness = 0.299 * red + 0.587 * green + 0.114 * blue
         channels = np.stack([brightness, red - green, (red + green) / 2 - blue])
-        return cls(grey, channels, cv2.cornerMinEigenVal(grey, TEXTURE_WINDOW), detect_features(grey))
+        return cls(grey, channels, cv2.cornerMinEigenVal(grey, TEXTURE_WINDOW), detect_features(grey, FEATURES))
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ def balanced_subset(
     if len(visible) <= most:
         return np.arange(len(visible))
     cells = _cells(pixels, visible)
+    visits = [np.flatnonzero(seen) * CELLS[0] * CELLS[1] + row[seen] for seen, row in zip(visible, cells, strict=True)]
     longest_first = np.argsort(-visible.sum(1), kind="stable")
     quota = 1
     kept = longest_first[:0]
     while len(kept) < most:
-        larger = _fill(cells, visible, longest_first, quota)
+        larger = _fill(visits, visible.shape[1], longest_first, quota)
         if len(larger) > 1.2 * most and len(kept):
             break
         kept, quota = larger, quota + max(1, quota // 3)
@@ -47,14 +48,14 @@ def _cells(pixels: Float[np.ndarray, "n t 2"], visible: Bool[np.ndarray, "n t"])
 
 
 def _fill(
-    cells: Int[np.ndarray, "n t"], visible: Bool[np.ndarray, "n t"], order: Int[np.ndarray, "n"], quota: int
+    visits: list[Int[np.ndarray, "_"]], num_frames: int, order: Int[np.ndarray, "n"], quota: int
 ) -> Int[np.ndarray, "m"]:
-    counts = np.zeros((visible.shape[1], CELLS[0] * CELLS[1]), int)
+    """Tracks in `order`, but for those whose cells mostly hold `quota` already; `visits` number a track's cells."""
+    counts = np.zeros(num_frames * CELLS[0] * CELLS[1], int)
     kept = []
     for track in order:
-        frames = np.flatnonzero(visible[track])
-        visited = cells[track, frames]
-        if (counts[frames, visited] < quota).mean() > NEEDY_SHARE:
+        visited = visits[track]
+        if np.count_nonzero(counts[visited] < quota) > NEEDY_SHARE * len(visited):
             kept.append(track)
-            counts[frames, visited] += 1
+            counts[visited] += 1
     return np.array(kept, dtype=int)
