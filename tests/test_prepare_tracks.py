@@ -17,16 +17,9 @@ from osn_gs.preprocess.frames import FramesRecord, SourceFrame, frame_path, writ
 from osn_gs.preprocess.masks import IDS_FOLDER
 from osn_gs.preprocess.patch_alignment import align_patches, cut_patches
 from osn_gs.preprocess.pictures import write_picture
-from osn_gs.preprocess.point_tracking import (
-    FEW_TRACKS,
-    PICTURE_FILE,
-    TracksConfig,
-    draw_tracks,
-    track_objects,
-    track_points,
-    tracking_advice,
-)
+from osn_gs.preprocess.point_tracking import TracksConfig, track_points
 from osn_gs.preprocess.rigid_motion import agrees_with_rigid_motion
+from osn_gs.preprocess.track_objects import FEW_TRACKS, PICTURE_FILE, draw_tracks, track_objects, tracking_advice
 from osn_gs.preprocess.tracks import Tracks, load_tracks
 from osn_gs.threads import set_num_threads
 

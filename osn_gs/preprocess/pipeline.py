@@ -12,11 +12,12 @@ from osn_gs.errors import ConfigError
 from osn_gs.preprocess.frames import FramesConfig, extract_frames
 from osn_gs.preprocess.layout import LayoutConfig, write_layout
 from osn_gs.preprocess.masks import MasksConfig, import_masks
-from osn_gs.preprocess.point_tracking import TracksConfig, track_objects
+from osn_gs.preprocess.point_tracking import TracksConfig
 from osn_gs.preprocess.report import write_report
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.objects import reconstruct_objects
 from osn_gs.preprocess.steps import Step
+from osn_gs.preprocess.track_objects import track_objects
 
 StepName = Literal["frames", "masks", "tracks", "sfm", "layout", "report"]
 
