@@ -1,4 +1,4 @@
-"""Measure the parts that must be fast or right: `python tools/benchmark.py rasterize`, `scales` or `preparation`."""
+"""Measure what must be fast or right: `rasterize`, `scales`, `preparation`, `segmentation`; see `--help`."""
 
 import sys
 

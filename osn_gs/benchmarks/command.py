@@ -10,17 +10,24 @@ from rich.console import Console
 from osn_gs.benchmarks.preparation import PreparationBenchmark, benchmark_preparation
 from osn_gs.benchmarks.rasterize import RasterizeBenchmark, benchmark_rasterize
 from osn_gs.benchmarks.scales import ScalesBenchmark, benchmark_scales
+from osn_gs.benchmarks.segmentation import SegmentationBenchmark, benchmark_segmentation
 
 PROGRAM = "python tools/benchmark.py"
 DESCRIPTION = (
     "Measure the parts that must be fast (the rasterizer; the scale oracle and its sampler), and how well a clip whose "
-    "truth is known is prepared."
+    "truth is known is prepared and its objects are segmented."
 )
-COMMANDS = {"rasterize": RasterizeBenchmark, "scales": ScalesBenchmark, "preparation": PreparationBenchmark}
+COMMANDS = {
+    "rasterize": RasterizeBenchmark,
+    "scales": ScalesBenchmark,
+    "preparation": PreparationBenchmark,
+    "segmentation": SegmentationBenchmark,
+}
 BENCHMARKS = {
     RasterizeBenchmark: benchmark_rasterize,
     ScalesBenchmark: benchmark_scales,
     PreparationBenchmark: benchmark_preparation,
+    SegmentationBenchmark: benchmark_segmentation,
 }
 
 
