@@ -92,6 +92,8 @@ def advance_chains(
     stalls and the uniform distribution on the set stays as it is, also for sets that are not convex.
     """
     ranges = check_scale_ranges(scale_ranges).to(chains.device)
+    if bool((ranges[:, 0] == ranges[:, 1]).all()):
+        return chains
     log_chains = chains.log()
     for _ in range(num_steps):
         directions = _draw_directions(log_chains, ranges, generator)
@@ -111,8 +113,6 @@ def _draw_directions(
     num_chains, num_objects = log_chains.shape
     factory = {"dtype": log_chains.dtype, "device": log_chains.device}
     free = scale_ranges[:, 0] < scale_ranges[:, 1]
-    if not bool(free.any()):
-        return torch.zeros_like(log_chains)
     axes = torch.multinomial(free.to(log_chains), num_chains, replacement=True, generator=generator)
     along_axis = torch.nn.functional.one_hot(axes, num_objects).to(log_chains)
 
