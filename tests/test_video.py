@@ -40,8 +40,11 @@ def read_with_opencv(path) -> tuple[np.ndarray, float]:
 
 
 def read_with_av(path) -> tuple[np.ndarray, float]:
+    # Stated, as releases of PyAV before 17 do not heed the file's; that it states the same is a test of its own.
+    colors = {"src_colorspace": "ITU709", "src_color_range": "MPEG", "dst_color_range": "JPEG"}
     with av.open(str(path)) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = container.decode(video=0)
+        pictures = [frame.reformat(format="rgb24", **colors).to_ndarray() for frame in frames]
         return np.stack(pictures), float(container.streams.video[0].average_rate)
 
 
