@@ -16,8 +16,8 @@ from torch import Tensor
 
 from osn_gs.errors import OsnGsError
 from osn_gs.object_scales.nested_sets import Quality, sample_valid
-from osn_gs.object_scales.ranges import check_scale_ranges, fix_scales
-from osn_gs.object_scales.sampling import StarvedError, nearest_valid
+from osn_gs.object_scales.ranges import fix_scales
+from osn_gs.object_scales.sampling import StarvedError, advance_chains, nearest_valid
 
 SAME_VALUE = 1e-6  # relative: two ways to the same scale that differ by less are rounding
 
@@ -114,7 +114,7 @@ def _held_scales(constraints: ScaleConstraints) -> dict[int, float]:
 
 
 def _leaders(is_fixed: Bool[Tensor, "k"], tied: tuple[Tied, ...]) -> tuple[Int[Tensor, "k"], Float[Tensor, "k"]]:
-    """Each object's last leader, over any number of ties, and its ratio to it; a fixed object leads where there is one."""
+    """Each object's last leader, over any number of ties, and its ratio to it; fixed objects follow nobody."""
     num_objects = len(is_fixed)
     leaders = torch.arange(num_objects)
     ratios = torch.ones(num_objects, dtype=torch.float64)
@@ -177,6 +177,28 @@ def sample_constrained(
             f"no configuration that explains the video has {constraints}; free one of them or change its value."
         ) from error
     return reduced.expand(vectors)
+
+
+def walk_constrained(
+    samples: Float[Tensor, "n k"],
+    quality: Quality,
+    least_quality: float,
+    scale_ranges: Float[Tensor, "k 2"],
+    constraints: ScaleConstraints,
+    num_steps: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "n k"]:
+    """New samples from those of `sample_constrained`, without its search: each goes on by `num_steps` steps."""
+    reduced = reduce_scales(scale_ranges, constraints)
+    return reduced.expand(
+        advance_chains(
+            lambda scales: quality(reduced.expand(scales)) >= least_quality,
+            reduced.ranges,
+            samples,
+            num_steps,
+            generator,
+        )
+    )
 
 
 def nearest_constrained(

@@ -7,11 +7,11 @@ in log-scale, over {quality >= level}; the next level is the quality that a fixe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from osn_gs.object_scales.ranges import uniform_scales
@@ -23,6 +23,18 @@ SURVIVING_SHARE = 0.25
 MOVES_PER_LEVEL = 10
 LEAST_VECTORS = 256  # fewer lose the way to a set of several pieces
 SMALLEST_LOG_VOLUME = -60.0  # below e^-60 of the box float64 log-scales no longer resolve the set
+
+
+@dataclass(frozen=True)
+class ValidSet:
+    """The vectors {quality >= `least_quality`}."""
+
+    quality: Quality
+    least_quality: float
+
+    def is_valid(self, object_scales: Float[Tensor, "n k"]) -> Bool[Tensor, "n"]:
+        """Membership: the test the samplers take."""
+        return self.quality(object_scales) >= self.least_quality
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,25 @@ def sample_valid(
     return hit_and_run(
         lambda scales: quality(scales) >= least_quality, scale_ranges, start, num_samples, generator, burn_in=20
     )
+
+
+def sample_first_found(
+    sets: Sequence[ValidSet], scale_ranges: Float[Tensor, "k 2"], num_samples: int, generator: torch.Generator
+) -> tuple[ValidSet, Float[Tensor, "n k"]]:
+    """The first of the sets in which a vector was found, and samples of it as `sample_valid` draws them.
+
+    A network that has not yet found the valid set may call nothing valid; the oracle's own set stands in then. Raises
+    the last set's `StarvedError` if all are empty.
+    """
+    *preferred, last = sets
+    for valid_set in preferred:
+        try:
+            return valid_set, sample_valid(
+                valid_set.quality, valid_set.least_quality, scale_ranges, num_samples, generator
+            )
+        except StarvedError:
+            continue
+    return last, sample_valid(last.quality, last.least_quality, scale_ranges, num_samples, generator)
 
 
 def best_vector(

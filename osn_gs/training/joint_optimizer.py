@@ -17,10 +17,9 @@ from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.image_similarity import psnr
 from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
 from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
-from osn_gs.object_scales.nested_sets import sample_valid
+from osn_gs.object_scales.nested_sets import ValidSet, sample_first_found
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
-from osn_gs.object_scales.sampling import StarvedError
 from osn_gs.scene.render import ObjectLayers, render_layers
 from osn_gs.scene.scene import Scene
 from osn_gs.training import losses
@@ -233,16 +232,14 @@ class JointOptimizer:
 
     @torch.no_grad()
     def sample_valid_scales(self, count: int, threshold: float) -> Float[Tensor, "n k"]:
-        """Scale vectors spread over the learned set (score above 0.5).
+        """Scale vectors spread over the learned set (score above 0.5), or over the oracle's while that is empty.
 
-        A network that has not yet found the set may call nothing valid; the oracle's own set (accuracy of at least
-        `threshold`) stands in then.
+        The oracle's set is that of accuracy of at least `threshold`.
         """
-        try:
-            return sample_valid(self.network.logit, 0.0, self.data.scale_ranges, count, self.generator)
-        except StarvedError:
-            accuracy = self.current_oracle().accuracy
-            return sample_valid(accuracy, threshold, self.data.scale_ranges, count, self.generator)
+        learned = ValidSet(self.network.logit, 0.0)
+        allowed = ValidSet(lambda scales: self.current_oracle().accuracy(scales), threshold)
+        _, samples = sample_first_found([learned, allowed], self.data.scale_ranges, count, self.generator)
+        return samples
 
     def label_rule(self) -> LabelRule:
         """The rule that calls a scale vector valid, from the configuration."""
