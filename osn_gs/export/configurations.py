@@ -37,13 +37,14 @@ MANIFEST_NAME = "manifest.json"
 class Configuration:
     """One sampled scene: a scale for every object (the background's first), and how valid it is.
 
-    `score` is the scale network's, in [0, 1]; `oracle_accuracy` the share of pixels whose depth order is right.
+    `score` is the scale network's, in [0, 1]; `oracle_accuracy` the share of pixels whose depth order is right, None
+    where the video was not at hand to tell.
     """
 
     name: str
     object_scales: tuple[float, ...]
     score: float
-    oracle_accuracy: float
+    oracle_accuracy: float | None
 
     def scales_like(self, tensor: Tensor) -> Float[Tensor, "k"]:
         """The object scales with another tensor's device and dtype."""
@@ -253,7 +254,8 @@ def _check_configurations(path: Path, configurations: ConfigurationSet) -> None:
             raise OsnGsError(f"{where} needs positive finite object scales, got {sample.object_scales}.")
         for name in ("score", "oracle_accuracy"):
             value = getattr(sample, name)
-            if not (_is_number(value) and 0 <= value <= 1):
+            unknown = value is None and name == "oracle_accuracy"
+            if not (unknown or (_is_number(value) and 0 <= value <= 1)):
                 raise OsnGsError(f"{where} needs {name} in [0, 1], got {value!r}.")
     for interval in configurations.intervals:
         where = f"{path}: interval of {interval.object_name!r}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-import viser
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress as ProgressBars
@@ -23,6 +22,7 @@ from osn_gs.preprocess.progress import Progress
 from osn_gs.preprocess.prompts import PROMPTS_FILE, read_prompts, write_prompts
 from osn_gs.preprocess.sam2_segmentation import Sam2Config, segment_with_sam2
 from osn_gs.preprocess.segmentation import segment_clip
+from osn_gs.run.serve import LOOPBACK, address, start_server
 from osn_gs.viewer.annotation import AnnotationPage
 from osn_gs.viewer.annotation_session import AnnotationSession, Segment
 
@@ -44,7 +44,7 @@ class SegmentConfig:
     """Make masks from this file of prompts, without a page."""
     frames: Annotated[FramesConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=FramesConfig)
     sam2: Sam2Config = field(default_factory=Sam2Config)
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     """Address the page is served at; 0.0.0.0 lets other machines in."""
     port: int = 8080
     """Port the page is served at; the next free one where it is taken."""
@@ -94,11 +94,11 @@ def _segmenter(config: SegmentConfig) -> Segment:
 
 def _serve_page(session: AnnotationSession, config: SegmentConfig, console: Console) -> None:
     """Serve the page until Ctrl-C."""
-    server = viser.ViserServer(host=config.host, port=config.port, label="Masks", verbose=False)
+    server = start_server(config.host, config.port, "Masks", console)
     try:
         AnnotationPage(server, session)
         console.print(
-            f"Open http://{config.host}:{server.get_port()} in a browser. Prompts are kept in "
+            f"Open {address(server)} in a browser. Prompts are kept in "
             f"{escape(str(session.folder / PROMPTS_FILE))} as you go; save masks on the page, then press Ctrl-C here."
         )
         server.sleep_forever()

@@ -17,22 +17,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from osn_gs.config import config_to_yaml, load_config, parse_config
-from osn_gs.data.demo import write_demo_scene
-from osn_gs.data.osn_layout import load_scene
 from osn_gs.data.scene_data import SceneData
 from osn_gs.errors import ConfigError
 from osn_gs.files import write_json_atomic, write_text_atomic
 from osn_gs.run.command import EXIT_INTERRUPTED
 from osn_gs.run.finish import finish_run
 from osn_gs.run.folder import RunFolder
+from osn_gs.run.live_view import LiveView
+from osn_gs.run.open_run import RUNS, choose_device, load_run_data, open_run
 from osn_gs.run.progress import TrainingProgress
+from osn_gs.run.serve import address, start_server
+from osn_gs.run.view import viewed_run
 from osn_gs.training.checkpoints import checkpoint_folders, latest_checkpoint, restore, save_checkpoint
 from osn_gs.training.config import TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport
 from osn_gs.training.start import initial_scene
 
 PROGRAM = "python tools/train.py"
-RUNS = Path("runs")
 DEMO_NAME = "demo"
 
 
@@ -59,11 +60,11 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> int:
 
     Returns 0, or 130 where Ctrl-C stopped it; what was learned is then in a checkpoint.
     """
-    device = _device(config.device)
+    device = choose_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(1)  # the rasterizer has its own threads; torch's only wait for each other beside them
     torch.manual_seed(config.seed)
-    data = _load_data(config, folder, console)
+    data = load_run_data(config, folder, console)
     optimizer = JointOptimizer(
         initial_scene(data, config.gaussians, device), data, config, generator=torch.default_generator
     )
@@ -72,8 +73,42 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> int:
     else:
         write_text_atomic(folder.config, config_to_yaml(dataclasses.replace(config, resume=False)))
     console.print(_headline(data, optimizer, device, folder))
+    with _live_view(config, optimizer, data, folder, console) as live:
+        code = _train_and_finish(optimizer, data, config, folder, console, live)
+        if live is not None and code == 0:
+            live.show_until_interrupted(viewed_run(open_run(folder.root, console), device), console)
+        return code
+
+
+@contextmanager
+def _live_view(
+    config: TrainConfig, optimizer: JointOptimizer, data: SceneData, folder: RunFolder, console: Console
+) -> Iterator[LiveView | None]:
+    """The run in the browser where that is asked for."""
+    if not config.view:
+        yield None
+        return
+    server = start_server(config.host, config.port, folder.root.name, console)
+    live = LiveView(server, optimizer, data)
+    try:
+        console.print(f"Watch it at {address(server)}")
+        yield live
+    finally:
+        live.close()
+        server.stop()
+
+
+def _train_and_finish(
+    optimizer: JointOptimizer,
+    data: SceneData,
+    config: TrainConfig,
+    folder: RunFolder,
+    console: Console,
+    live: LiveView | None,
+) -> int:
+    """The exit code of `train`."""
     go_on = f"Go on with: {PROGRAM} --run {escape(shlex.quote(str(folder.root)))} --resume"
-    if not _take_steps(optimizer, config, folder, console):
+    if not _take_steps(optimizer, config, folder, console, live):
         console.print(f"Stopped and saved. {go_on}")
         return EXIT_INTERRUPTED
     try:
@@ -84,11 +119,19 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> int:
     return 0
 
 
-def _take_steps(optimizer: JointOptimizer, config: TrainConfig, folder: RunFolder, console: Console) -> bool:
+def _take_steps(
+    optimizer: JointOptimizer,
+    config: TrainConfig,
+    folder: RunFolder,
+    console: Console,
+    live: LiveView | None,
+) -> bool:
     """Run the optimizer to its end, with checkpoints; False where Ctrl-C stopped it."""
     with _interrupt_flag() as interrupted, TrainingProgress(console, optimizer) as progress:
         for report in optimizer.run():
             progress.show(report)
+            if live is not None:
+                live.after_step(report)
             if isinstance(report, RoundReport):
                 write_json_atomic(folder.round_stats, [asdict(past) for past in optimizer.rounds])
             due = not isinstance(report, RoundReport) and optimizer.gaussian_step % config.checkpoint_every == 0
@@ -153,6 +196,8 @@ def _reopen(config: TrainConfig, arguments: list[str]) -> tuple[RunFolder, Train
         raise ConfigError(f"{folder.root}: no run to resume here (it has no config.yml); start one without --resume.")
     stored = load_config(TrainConfig, folder.config)
     asked = parse_config(TrainConfig, ["--config", str(folder.config), *arguments], PROGRAM)
+    watching = {"view": asked.view, "host": asked.host, "port": asked.port}  # may be another way each time
+    stored = dataclasses.replace(stored, **watching)
     asked = dataclasses.replace(
         asked,
         run=stored.run,
@@ -166,34 +211,6 @@ def _reopen(config: TrainConfig, arguments: list[str]) -> tuple[RunFolder, Train
             "differ; leave them out, or start a new run."
         )
     return folder, dataclasses.replace(stored, resume=True)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: no CUDA device was found; leave it out to train on the CPU.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def _load_data(config: TrainConfig, folder: RunFolder, console: Console) -> SceneData:
-    """The scene folder of the options, or the demo scene, made on first use inside the run folder."""
-    scene_folder = config.data
-    if scene_folder is None:
-        scene_folder = folder.demo_scene
-        if not scene_folder.exists():
-            with console.status("making the demo scene"):
-                write_demo_scene(scene_folder)
-    return load_scene(
-        scene_folder,
-        config.preproc,
-        config.poses,
-        config.downscale,
-        config.seed,
-        config.near,
-        config.far,
-        config.pixel_center,
-    )
 
 
 def _headline(data: SceneData, optimizer: JointOptimizer, device: torch.device, folder: RunFolder) -> str:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -99,7 +99,15 @@ def _check_same_scene(optimizer: JointOptimizer, values: dict[str, Any], checkpo
         )
 
 
-def load_trained(checkpoint: Path) -> tuple[Scene, ObjectScaleNetwork]:
+class Trained(NamedTuple):
+    """What a checkpoint holds for those who only look: scene, scale network and the rounds taught so far."""
+
+    scene: Scene
+    network: ObjectScaleNetwork
+    rounds: tuple[RoundReport, ...]
+
+
+def load_trained(checkpoint: Path) -> Trained:
     """The scene and the scale network of a checkpoint, on the CPU, without the data they were trained on."""
     tensors, values = _read(checkpoint)
     objects = [
@@ -122,7 +130,7 @@ def load_trained(checkpoint: Path) -> tuple[Scene, ObjectScaleNetwork]:
     )
     network = ObjectScaleNetwork(tensors["scale_ranges"])
     network.load_state_dict(_below(tensors, "network."))
-    return scene, network
+    return Trained(scene, network, tuple(RoundReport.from_dict(report) for report in values["rounds"]))
 
 
 def _tensors(optimizer: JointOptimizer) -> dict[str, Tensor]:

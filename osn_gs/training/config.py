@@ -154,6 +154,12 @@ class TrainConfig:
     """Of every random draw."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
+    view: bool = False
+    """Show the run in the browser as it learns, and until Ctrl-C when it is done."""
+    host: str = "127.0.0.1"
+    """Address that page is served at; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port that page is served at; the next free one where it is taken."""
     checkpoint_every: int = 500
     """Gaussian steps between checkpoints."""
     evaluate_configurations: int = 100

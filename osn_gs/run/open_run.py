@@ -1,0 +1,124 @@
+"""Opening a run: the data it is of, and what it has learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from osn_gs.config import load_config
+from osn_gs.data.demo import write_demo_scene
+from osn_gs.data.osn_layout import load_scene
+from osn_gs.data.scene_data import SceneData
+from osn_gs.errors import CheckpointError, ConfigError, OsnGsError
+from osn_gs.export.configurations import Configuration, read_configurations
+from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.run.folder import RunFolder
+from osn_gs.training.checkpoints import Trained, latest_checkpoint, load_trained
+from osn_gs.training.config import TrainConfig
+from osn_gs.training.observed_layers import oracle_of_scene
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run as its last checkpoint has it, on the CPU.
+
+    `data` and `oracle` are None where the scene folder it was trained on is not at hand; `configurations` is empty
+    where the run has not come to its end.
+    """
+
+    folder: RunFolder
+    trained: Trained
+    data: SceneData | None
+    oracle: ScaleOracle | None
+    configurations: tuple[Configuration, ...]
+
+    @property
+    def accuracy_threshold(self) -> float | None:
+        """The pixel accuracy from which on the last round called a vector valid; None before the first."""
+        rounds = self.trained.rounds
+        return rounds[-1].learned_set.accuracy_threshold if rounds else None
+
+
+def open_run(root: Path, console: Console) -> OpenedRun:
+    """Open a run folder; a scene folder that has gone is told, not an error.
+
+    Raises CheckpointError for a folder that holds no run.
+    """
+    folder = RunFolder(root)
+    if not folder.config.exists():
+        raise CheckpointError(f"{root}: no run here (it has no config.yml); give the run folder of tools/train.py.")
+    config = load_config(TrainConfig, folder.config)
+    trained = load_trained(latest_checkpoint(folder.checkpoints))
+    data = _data_of(config, folder, trained, console)
+    oracle = None
+    if data is not None:
+        with console.status("tabulating what the occlusions allow"):
+            oracle = oracle_of_scene(trained.scene, data.object_ids)
+    configurations = read_configurations(folder.configurations).configurations if folder.configurations.exists() else ()
+    return OpenedRun(folder, trained, data, oracle, configurations)
+
+
+def newest_run() -> Path:
+    """The run below `runs/` that was written to last; raises CheckpointError where there is none."""
+    found = [config.parent for config in RUNS.glob("*/config.yml") if RunFolder(config.parent).checkpoints.exists()]
+    if not found:
+        raise CheckpointError(f"no run below {RUNS}/; train one with python tools/train.py, or say which to open.")
+    return max(found, key=lambda root: RunFolder(root).checkpoints.stat().st_mtime)
+
+
+def _data_of(config: TrainConfig, folder: RunFolder, trained: Trained, console: Console) -> SceneData | None:
+    """The data a run was trained on, where it still fits."""
+    if config.data is None and not folder.demo_scene.exists():
+        gone = f"{folder.demo_scene} has gone"
+    else:
+        try:
+            data = load_run_data(config, folder, console)
+        except OsnGsError as error:
+            gone = str(error)
+        else:
+            scene = trained.scene
+            if (data.object_names, data.num_frames, data.width, data.height) == (
+                scene.object_names, scene.num_frames, scene.width, scene.height,
+            ):  # fmt: skip
+                return data
+            gone = f"{data.folder} holds another scene now"
+    console.print(
+        f"[yellow]The video of this run is not at hand:[/] {escape(gone)} Scores are the network's alone; which "
+        "objects stand wrongly in front of which cannot be told."
+    )
+    return None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of an option `auto`, `cpu` or `cuda`; raises ConfigError where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device was found; leave it out to train on the CPU.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_run_data(config: TrainConfig, folder: RunFolder, console: Console) -> SceneData:
+    """The scene folder of the options, or the demo scene, made on first use inside the run folder."""
+    scene_folder = config.data
+    if scene_folder is None:
+        scene_folder = folder.demo_scene
+        if not scene_folder.exists():
+            with console.status("making the demo scene"):
+                write_demo_scene(scene_folder)
+    return load_scene(
+        scene_folder,
+        config.preproc,
+        config.poses,
+        config.downscale,
+        config.seed,
+        config.near,
+        config.far,
+        config.pixel_center,
+    )

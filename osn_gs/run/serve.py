@@ -1,0 +1,46 @@
+"""Serving a page: where it is bound, and what the user is told of it."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import viser
+from rich.console import Console
+
+from osn_gs.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+
+
+def start_server(host: str, port: int, label: str, console: Console) -> viser.ViserServer:
+    """A viser server at an address, the next free port where `port` is taken; warns where others can reach it.
+
+    Raises ConfigError where the address cannot be bound.
+    """
+    if not 0 < port < 65536:
+        raise ConfigError(f"--port {port}: expected a number from 1 to 65535.")
+    try:
+        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot serve a page at {host}:{port} ({error}); choose another --port, or leave --host out."
+        ) from error
+    if not _is_loopback(host):
+        console.print(
+            f"[yellow]Everyone who reaches this machine at {host} can look and change what is shown:[/] there is no "
+            "password and no encryption. Without --host only this machine can."
+        )
+    return server
+
+
+def address(server: viser.ViserServer) -> str:
+    """What to open in a browser."""
+    host = server.get_host()
+    return f"http://{LOOPBACK if host in ('0.0.0.0', '::') else host}:{server.get_port()}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

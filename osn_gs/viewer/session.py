@@ -1,0 +1,183 @@
+"""One client of the viewer: its page, its camera, its pictures, and the state it looks at."""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import viser
+
+from osn_gs.errors import OsnGsError
+from osn_gs.viewer.browser_view import BrowserView
+from osn_gs.viewer.export_panel import ExportPanel
+from osn_gs.viewer.measure_panel import MeasurePanel
+from osn_gs.viewer.server_view import Job, ServerView
+from osn_gs.viewer.state import Channel, NewestWins, ViewState
+from osn_gs.viewer.timeline import Timeline
+from osn_gs.viewer.view_panel import ViewPanel
+from osn_gs.viewer.world_panel import WorldPanel
+
+if TYPE_CHECKING:
+    from osn_gs.viewer.viewer import Viewed, Viewer
+
+NOTICE_SECONDS = 8.0
+SAME_PLACE = 1e-3  # of the objects' distance: nearer, a camera is where it was put
+
+
+class Session:
+    """Binds one client to a channel. Everything a client sees is its own: nothing is drawn on the server's scene."""
+
+    def __init__(self, viewer: Viewer, client: viser.ClientHandle) -> None:
+        self.viewer = viewer
+        self.client = client
+        self.channel = viewer.shared
+        self.draws_on_server = False
+        self.follows_camera = False
+        self._lock = threading.RLock()
+        self._busy = threading.Lock()
+        self.browser = BrowserView(client, self.viewed.snapshot, self.state)
+        self.server_view = ServerView(client, self._job, self.failed)
+        self.timeline = Timeline(self)
+        tabs = client.gui.add_tab_group()
+        with tabs.add_tab("World"):
+            self.world_panel = WorldPanel(self)
+        self.view_tab = tabs.add_tab("View")
+        with self.view_tab:
+            self.view_panel = ViewPanel(self)
+        with tabs.add_tab("Measure"):
+            self.measure_panel = MeasurePanel(self)
+        with tabs.add_tab("Export"):
+            self.export_panel = ExportPanel(self)
+        self._judge = NewestWins(f"judge of client {client.client_id}", self.world_panel.judge)
+        self._listen()
+        client.camera.on_update(lambda camera: self._camera_moved())
+
+    @property
+    def viewed(self) -> Viewed:
+        return self.viewer.viewed
+
+    @property
+    def state(self) -> ViewState:
+        return self.channel.state
+
+    def close(self) -> None:
+        """End this client's threads and hear no more of the state."""
+        self.channel.leave(self.refresh)
+        self._judge.stop()
+        self.server_view.stop()
+
+    def share(self, shared: bool) -> None:
+        """Look at the state that everyone shares, or at one's own, which starts as a copy of it."""
+        channel = self.viewer.shared if shared else Channel(self.state)
+        self.channel.leave(self.refresh)
+        self.channel = channel
+        self._listen()
+
+    def _listen(self) -> None:
+        self.channel.listen(self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the newest state."""
+        with self._lock:
+            state = self.state
+            self.browser.draws_splats = not self._is_server_drawn(state)
+            self.browser.place(state)
+            for panel in (self.timeline, self.world_panel, self.view_panel, self.measure_panel, self.export_panel):
+                panel.show(state)
+            if self.follows_camera:
+                self.look_through(state.time_step)
+        self.server_view.ask()
+        self._judge.ask()
+
+    def reload(self) -> None:
+        """Send the scene again: it has been trained on."""
+        with self._lock:
+            self.browser.load(self.viewed.snapshot, self.state)
+        self.refresh()
+
+    def look_through(self, time_step: int) -> None:
+        """Put the client's camera where a frame was filmed from, so that the whole frame is in view."""
+        snapshot, camera = self.viewed.snapshot, self.client.camera
+        rotation = snapshot.cam_from_world[time_step, :3, :3].T
+        centre = snapshot.camera_centres[time_step]
+        with self.client.atomic():
+            camera.position = centre
+            camera.look_at = centre + snapshot.distance * rotation[:, 2]
+            camera.up_direction = -rotation[:, 1]
+            camera.fov = self._fitting_fov()
+
+    def release_camera(self) -> None:
+        """Fly on from here with the world's own up."""
+        self.client.camera.up_direction = self.viewed.snapshot.up
+
+    def _fitting_fov(self) -> float:
+        """Vertical field of view at which a training frame is as large as the canvas allows."""
+        snapshot = self.viewed.snapshot
+        too_narrow = max(1.0, snapshot.aspect / self.client.camera.aspect)
+        return 2 * math.atan(math.tan(snapshot.fov_y / 2) * too_narrow)
+
+    def _camera_moved(self) -> None:
+        """A camera that follows the training camera goes back to it; pictures drawn here are drawn again."""
+        snapshot = self.viewed.snapshot
+        if self.follows_camera:
+            away = np.array(self.client.camera.position) - snapshot.camera_centres[self.state.time_step]
+            forward = snapshot.cam_from_world[self.state.time_step, 2, :3]
+            look = np.array(self.client.camera.look_at) - np.array(self.client.camera.position)
+            turned = 1 - float(look @ forward) / max(float(np.linalg.norm(look)), 1e-12)
+            if np.linalg.norm(away) > SAME_PLACE * snapshot.distance or turned > SAME_PLACE:
+                with self._lock:
+                    self.look_through(self.state.time_step)
+        self.server_view.ask()
+
+    def _is_server_drawn(self, state: ViewState) -> bool:
+        return self.draws_on_server or state.colouring == "depth" or self._compares(state)
+
+    @staticmethod
+    def _compares(state: ViewState) -> bool:
+        return state.comparing and len(state.kept) > 0
+
+    def _job(self) -> Job | None:
+        """What the server has to draw for this client; None where the browser draws."""
+        state = self.state
+        if not self._is_server_drawn(state):
+            return None
+        worlds = (state.world, *state.kept) if self._compares(state) else (state.world,)
+        return Job(self.viewed.scene, worlds, state.shown, state.time_step, state.colouring)
+
+    def handler(self, act: Callable[[Any], object]) -> Callable[[Any], None]:
+        """`act` as a callback of this client's page: what goes wrong becomes a notice, and the viewer lives on."""
+
+        def handle(event: Any) -> None:
+            if getattr(event, "client", self.client) is None:  # not the user but `refresh` changed an element
+                return
+            try:
+                act(event)
+            except OsnGsError as error:
+                self.tell("That does not work", str(error), "red")
+            except Exception as error:
+                self.failed(error)
+
+        return handle
+
+    def run_long(self, work: Callable[[], None]) -> None:
+        """One long piece of work at a time for each client."""
+        if not self._busy.acquire(blocking=False):
+            self.tell("Still at work", "Wait until the bar is full.", "yellow")
+            return
+        try:
+            work()
+        finally:
+            self._busy.release()
+
+    def failed(self, error: Exception) -> None:
+        """What nobody foresaw: the user is told, whoever runs the viewer sees where."""
+        traceback.print_exception(error)
+        self.tell("This failed", f"{type(error).__name__}: {error}", "red")
+
+    def tell(self, title: str, text: str, colour: Any) -> None:
+        self.client.add_notification(title, text, color=colour, auto_close_seconds=NOTICE_SECONDS)

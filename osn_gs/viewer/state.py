@@ -1,0 +1,101 @@
+"""What is shown, and who hears of its changes: one state for all who share it, their own for those who do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from osn_gs.export.renderings import Colouring, World
+from osn_gs.object_scales.known_sizes import KnownSize
+
+SETTLE_SECONDS = 0.25  # without a new request, after which a picture may take its time
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """One moment of one world, and the worlds at hand.
+
+    `world` is shown; its name says where it comes from. `choices` are what "next" and "previous" go through, `choice`
+    the one shown, None once a slider was moved. `held[k]`: object k keeps its scale when the others are solved again;
+    `shown[k]`: object k is drawn. `seed` is that of the last surprise.
+    """
+
+    world: World
+    choices: tuple[World, ...]
+    shown: tuple[bool, ...]
+    held: tuple[bool, ...]
+    choice: int | None = 0
+    time_step: int = 0
+    playing: bool = False
+    frames_per_second: float = 10.0
+    colouring: Colouring = "colour"
+    known_sizes: tuple[KnownSize, ...] = ()
+    kept: tuple[World, ...] = ()
+    comparing: bool = False
+    seed: int = 0
+
+
+class Channel:
+    """A state and those who listen to it. Changes come from many threads; listeners look up the newest state."""
+
+    def __init__(self, state: ViewState) -> None:
+        self.state = state
+        self._listeners: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def change(self, **fields: object) -> None:
+        """Replace fields of the state and tell the listeners, if anything is new."""
+        self.update(lambda state: dataclasses.replace(state, **fields))
+
+    def update(self, step: Callable[[ViewState], ViewState]) -> None:
+        """Make the next state from the one at hand and tell the listeners, if anything is new."""
+        with self._lock:
+            before, self.state = self.state, step(self.state)
+            changed = self.state != before
+            listeners = tuple(self._listeners)
+        if changed:
+            for listener in listeners:
+                listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            self._listeners.append(listener)
+
+    def leave(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+
+class NewestWins:
+    """A thread that does a piece of work whenever asked; requests that come while it is at work become one.
+
+    `work(False)` follows a request, `work(True)` once when no other came for a while.
+    """
+
+    def __init__(self, name: str, work: Callable[[bool], None]) -> None:
+        self._work = work
+        self._asked = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    def stop(self) -> None:
+        """End after the work at hand."""
+        self._stopped = True
+        self._asked.set()
+
+    def _loop(self) -> None:
+        settled = True
+        while True:
+            asked = self._asked.wait(None if settled else SETTLE_SECONDS)
+            self._asked.clear()
+            if self._stopped:
+                return
+            settled = not asked
+            self._work(settled)
