@@ -49,15 +49,23 @@ def write_folder(folder, pictures, name="{:02d}.png"):
     return folder
 
 
-def write_numbered_video(path, count=30, size=SIZE):
+def write_numbered_video(path, count=30, size=SIZE, codec="mp4v"):
     """A video whose frame i is grey of value 8 i, with a white left edge."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), RATE, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), RATE, size)
     assert writer.isOpened()
     for number in range(count):
         frame = np.full((size[1], size[0], 3), 8 * number, dtype=np.uint8)
         frame[:, :8] = 255
         writer.write(frame)
     writer.release()
+    return path
+
+
+def write_uncompressed_video(path, pixel_aspect, count=4):
+    """A YUV4MPEG2 video, whose header is plain text, of one grey."""
+    header = f"YUV4MPEG2 W{SIZE[0]} H{SIZE[1]} F10:1 Ip A{pixel_aspect} C420jpeg\n".encode()
+    frame = b"FRAME\n" + bytes([128]) * (SIZE[0] * SIZE[1] * 3 // 2)
+    path.write_bytes(header + count * frame)
     return path
 
 
@@ -253,6 +261,25 @@ def test_a_video_is_turned_as_it_says(tmp_path):
     np.testing.assert_array_equal(turned[0], np.rot90(upright, -1))
 
 
+def test_frames_that_a_video_lost_are_told(tmp_path):
+    """The index of an AVI is at its begin, so a download that broke off can still be opened."""
+    video = write_numbered_video(tmp_path / "clip.avi", count=20, codec="MJPG")
+    assert prepared(tmp_path / "whole", video=video)[2] == ()
+    frames = video.read_bytes().split(b"00dc")
+    video.write_bytes(b"00dc".join(frames[:13]))  # the header and twelve frames
+    images, _, (advice,) = prepared(tmp_path / "cut", video=video)
+    assert numbers_in(images) == list(range(len(images)))
+    assert 10 <= len(images) <= 12
+    assert advice.startswith(f"The last {20 - len(images)} frames that the video says it has cannot be decoded")
+    assert prepared(tmp_path / "range", video=video, end=0.55)[2] == ()  # what is asked for is there
+
+
+def test_pixels_that_are_square_or_of_unknown_shape_are_taken_as_they_are(tmp_path):
+    for name, aspect in (("square.y4m", "1:1"), ("unknown.y4m", "0:0")):
+        images, _ = load_frames(FramesConfig(video=write_uncompressed_video(tmp_path / name, aspect)))
+        assert images.shape == (4, *SIZE[::-1], 3)
+
+
 # Image folders
 
 
@@ -405,6 +432,14 @@ def range_outside(folder):
     return dict(video=write_numbered_video(folder / "clip.mp4"), start=20.0, end=30.0)
 
 
+def start_behind(folder):
+    return dict(video=write_numbered_video(folder / "clip.mp4"), start=20.0)
+
+
+def stretched_pixels(folder):
+    return dict(video=write_uncompressed_video(folder / "clip.y4m", "4:3"))
+
+
 def two_frames_in_range(folder):
     return dict(video=write_numbered_video(folder / "clip.mp4"), start=0.55, end=0.75)
 
@@ -456,6 +491,12 @@ BAD_CLIPS = {
         "--images",
     ),
     "a time range outside": (range_outside, ConfigError, "from 0 to 2.9 s"),
+    "a start behind the end": (
+        start_behind,
+        ConfigError,
+        "no frame from 20 s on; the video's frames are from 0 to 2.9",
+    ),
+    "pixels that are not square": (stretched_pixels, DatasetError, "its pixels are 4:3, not square"),
     "two frames in range": (two_frames_in_range, DatasetError, "2 of 2 frames"),
     "no such folder": (lambda folder: dict(images=folder / "no"), DatasetError, "no such folder"),
     "a video for a folder": (

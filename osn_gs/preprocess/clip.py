@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 
 from osn_gs.errors import ConfigError, DatasetError
 from osn_gs.preprocess.image_folder import list_images, read_picture
-from osn_gs.preprocess.video import read_video_frames, video_times
+from osn_gs.preprocess.video import read_video_frames, stated_frame_count, video_times
 
+LOST_SHARE = 0.05  # of the frames a video says it has; containers are often off by a few
 FEWEST_FRAMES = 3  # structure needs three views; masks and tracks rely on neighbours too
 
 
@@ -21,13 +22,15 @@ class Clip:
     """Frames of the video or folder `path`, in order.
 
     `indices` number them in the source from 0: frame of the video, place in the sorted folder. `names` are file
-    names, "" in a video; `times` seconds from the video's begin, None in a folder.
+    names, "" in a video; `times` seconds from the video's begin, None in a folder. `lost` counts the last
+    frames of a video that cannot be decoded although it says it has them.
     """
 
     path: Path
     indices: tuple[int, ...]
     names: tuple[str, ...]
     times: tuple[float | None, ...]
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,16 +70,19 @@ def open_video(path: Path, start: float | None, end: float | None, every: int, m
         DatasetError: the video cannot be read, or fewer than three frames are left.
     """
     times = video_times(path, end)
+    is_whole = end is None or times[-1] <= end
+    lost = _lost_frames(path, len(times)) if is_whole else 0
     first, last = start or 0.0, times[-1] if end is None else end
     in_range = [index for index, time in enumerate(times) if first <= time <= last]
     if not in_range:
+        asked = f"from {first:g} s on" if end is None else f"between {first:g} and {last:g} s"
+        known = "the video's frames" if is_whole else "its frames up to there"
         raise ConfigError(
-            f"{path}: no frame between {first:g} and {last:g} s; the video's frames up to there are from {times[0]:g} "
-            f"to {times[-1]:g} s. Choose start and end within."
+            f"{path}: no frame {asked}; {known} are from {times[0]:g} to {times[-1]:g} s. Choose start and end within."
         )
     chosen = _thin_out(in_range, every, max_frames)
     _check_enough(path, len(chosen), len(in_range))
-    return Clip(path, tuple(chosen), ("",) * len(chosen), tuple(times[index] for index in chosen))
+    return Clip(path, tuple(chosen), ("",) * len(chosen), tuple(times[index] for index in chosen), lost)
 
 
 def open_folder(path: Path, every: int, max_frames: int | None) -> Clip:
@@ -89,6 +95,11 @@ def open_folder(path: Path, every: int, max_frames: int | None) -> Clip:
     chosen = _thin_out(range(len(files)), every, max_frames)
     _check_enough(path, len(chosen), len(files))
     return Clip(path, tuple(chosen), tuple(files[index].name for index in chosen), (None,) * len(chosen))
+
+
+def _lost_frames(path: Path, num_decoded: int) -> int:
+    stated = stated_frame_count(path)
+    return stated - num_decoded if stated - num_decoded > LOST_SHARE * stated else 0
 
 
 def _thin_out(frames: Sequence[int], every: int, max_frames: int | None) -> Sequence[int]:

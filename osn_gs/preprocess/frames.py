@@ -292,6 +292,11 @@ def _caption(number: int, frame: SourceFrame, is_blurred: bool) -> str:
 
 def _advice(clip: Clip, record: FramesRecord, blurred: list[int], repeated: list[int]) -> tuple[str, ...]:
     lines = []
+    if clip.lost:
+        lines.append(
+            f"The last {clip.lost} frames that the video says it has cannot be decoded: it may be cut short or "
+            "damaged. Play it to its end; if there is more than the sheet of frames shows, convert it to H.264 in .mp4."
+        )
     if blurred:
         lines.append(
             f"{_name(blurred, record)} blurred compared with the frames around; few points can be followed through. "

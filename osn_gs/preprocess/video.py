@@ -16,6 +16,7 @@ from osn_gs.preprocess.image_folder import IMAGE_SUFFIXES
 
 FFMPEG_LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"  # environment variable that OpenCV's reader looks at
 FFMPEG_QUIET = "-8"
+SQUARE = 0.01  # by which a pixel's width over its height may differ from 1
 
 
 def video_times(path: Path, end: float | None = None) -> list[float]:
@@ -24,7 +25,7 @@ def video_times(path: Path, end: float | None = None) -> list[float]:
     The whole video is decoded: frame counts and rates that containers state are often wrong, and phones vary the rate.
 
     Raises:
-        DatasetError: there is no such file or it is not a video.
+        DatasetError: there is no such file, it is not a video, or its pixels are not square.
     """
     with _open(path) as video:
         rate = video.get(cv2.CAP_PROP_FPS)
@@ -38,6 +39,16 @@ def video_times(path: Path, end: float | None = None) -> list[float]:
     if not times:
         raise DatasetError(f"{path}: holds no frame that can be decoded; convert it to H.264 in .mp4, or to images.")
     return times
+
+
+def stated_frame_count(path: Path) -> int:
+    """How many frames the container says there are, rightly or not; 0 where it says nothing.
+
+    Raises:
+        DatasetError: as `video_times`.
+    """
+    with _open(path) as video:
+        return max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
 
 
 def read_video_frames(path: Path, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -73,7 +84,18 @@ def _open(path: Path) -> Iterator[cv2.VideoCapture]:
                 f"{path}: cannot be opened as a video ({path.stat().st_size} bytes); it is cut short, of an unknown "
                 "format or no video at all. Play it to check, convert it to H.264 in .mp4, or use `--images`."
             )
+        _check_square_pixels(path, video)
         video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         yield video
     finally:
         video.release()
+
+
+def _check_square_pixels(path: Path, video: cv2.VideoCapture) -> None:
+    """Frames come as they are stored; where a player would stretch them, one focal length would not fit both axes."""
+    width, height = video.get(cv2.CAP_PROP_SAR_NUM), video.get(cv2.CAP_PROP_SAR_DEN)
+    if width > 0 and height > 0 and abs(width / height - 1) > SQUARE:
+        raise DatasetError(
+            f"{path}: its pixels are {width:g}:{height:g}, not square; convert it first, e.g. with `ffmpeg -i IN -vf "
+            '"scale=iw*sar:ih,setsar=1" OUT`, and make masks of the result.'
+        )
