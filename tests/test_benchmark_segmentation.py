@@ -26,7 +26,7 @@ from osn_gs.benchmarks.segmentation import (
 )
 from osn_gs.errors import ConfigError, DatasetError
 from osn_gs.preprocess.indexed_png import write_masks
-from osn_gs.preprocess.prompts import ObjectPrompt
+from osn_gs.preprocess.prompts import ObjectPrompt, Prompts
 from osn_gs.preprocess.segmentation import fill_outlines, mask_from_prompt
 
 NUM_FRAMES = 4
@@ -55,17 +55,23 @@ def shifted(object_ids: np.ndarray, columns: int) -> np.ndarray:
     return moved
 
 
+def keys(frame: int, *names: str) -> Prompts:
+    """A box for every object in one frame; where it is makes no difference to the scores."""
+    boxes = (ObjectPrompt(frame, object_id, box=(0.0, 0.0, 9.0, 9.0)) for object_id in range(1, len(names) + 1))
+    return Prompts(names, tuple(boxes))
+
+
 def test_true_masks_score_one_and_shifted_ones_what_still_overlaps():
     true = np.zeros((3, 40, 60), np.uint8)
     true[:, 5:35, 10:40] = 1
-    (perfect,) = score_masks(true, true, 2)
-    assert (perfect.mean, perfect.worst, perfect.frames) == (1, 1, 3)
+    (perfect,) = score_masks(true, true, keys(0, "square"))
+    assert (perfect.cut, perfect.mean, perfect.worst, perfect.frames) == (1, 1, 1, 3)
     for columns in (3, 10, 15):
         found = true.copy()
         found[1] = shifted(true[1], columns)
-        (score,) = score_masks(found, true, 2)
+        (score,) = score_masks(found, true, keys(1, "square"))
         overlap = (30 - columns) / (30 + columns)
-        assert score.worst == pytest.approx(overlap)
+        assert score.worst == score.cut == pytest.approx(overlap)
         assert score.worst_frame == 1
         assert score.mean == pytest.approx((2 + overlap) / 3)
 
@@ -73,15 +79,16 @@ def test_true_masks_score_one_and_shifted_ones_what_still_overlaps():
 def test_frames_without_the_object_do_not_count_but_finding_it_there_is_told(clip):
     found = clip.object_ids.copy()
     found[0, :10, :10] = 2
-    square = score_masks(found, clip.object_ids, 3)[1]
+    square = score_masks(found, clip.object_ids, keys(3, "disc", "square"))[1]
     assert (square.frames, square.mean, square.found_elsewhere) == (NUM_FRAMES - 1, 1, 1)
     found[2][found[2] == 2] = 0
-    assert score_masks(found, clip.object_ids, 3)[1].mean == pytest.approx(2 / 3)
+    missed = score_masks(found, clip.object_ids, keys(3, "disc", "square"))[1]
+    assert (missed.mean, missed.cut) == (pytest.approx(2 / 3), 1)
 
 
 def test_an_object_taken_for_another_scores_nothing(clip):
     swapped = np.array([0, 2, 1], np.uint8)[clip.object_ids]
-    assert [score.mean for score in score_masks(swapped, clip.object_ids, 3)] == [0, 0]
+    assert [score.mean for score in score_masks(swapped, clip.object_ids, keys(1, "disc", "square"))] == [0, 0]
 
 
 def test_key_frames_show_most_of_the_object_in_their_part_of_the_clip():

@@ -65,10 +65,12 @@ class LabelledClip:
 class ObjectScore:
     """Intersection over union of one object over the `frames` that show it, key frames included.
 
-    `found_elsewhere` counts the frames that do not show it but in which the segmenter has it.
+    `cut` is that of the key frames alone, which a user sees at once and would mend. `found_elsewhere` counts the
+    frames that do not show it but in which the segmenter has it.
     """
 
     frames: int
+    cut: float
     mean: float
     worst: float
     worst_frame: int
@@ -88,7 +90,7 @@ def benchmark_segmentation(options: SegmentationBenchmark, console: Console) -> 
     start = time.perf_counter()
     found = segment_clip(clip.images, prompts)
     seconds = time.perf_counter() - start
-    scores = score_masks(found, clip.object_ids, len(clip.names))
+    scores = score_masks(found, clip.object_ids, prompts)
     figures = {
         "data": options.data.resolve().name,
         "prompts": options.prompts,
@@ -169,17 +171,21 @@ def outlines_of(mask: Bool[np.ndarray, "h w"]) -> tuple[tuple[Point, ...], ...]:
 
 
 def score_masks(
-    found: UInt8[np.ndarray, "t h w"], true: UInt8[np.ndarray, "t h w"], num_objects: int
+    found: UInt8[np.ndarray, "t h w"], true: UInt8[np.ndarray, "t h w"], prompts: Prompts
 ) -> tuple[ObjectScore, ...]:
-    """Scores of objects 1 to num_objects - 1, all of which must be seen somewhere in `true`."""
-    return tuple(_score(found == object_id, true == object_id) for object_id in range(1, num_objects))
+    """Scores of all objects but the background. Prompts must be in frames that show their objects."""
+    return tuple(
+        _score(found == object_id, true == object_id, prompts.key_frames(object_id))
+        for object_id in range(1, len(prompts.names) + 1)
+    )
 
 
-def _score(found: Bool[np.ndarray, "t h w"], true: Bool[np.ndarray, "t h w"]) -> ObjectScore:
+def _score(found: Bool[np.ndarray, "t h w"], true: Bool[np.ndarray, "t h w"], key_frames: list[int]) -> ObjectScore:
     shown = np.flatnonzero(true.any(axis=(1, 2)))
     ious = _intersection_over_union(found[shown], true[shown])
     return ObjectScore(
         frames=len(shown),
+        cut=float(ious[np.isin(shown, key_frames)].mean()),
         mean=float(ious.mean()),
         worst=float(ious.min()),
         worst_frame=int(shown[ious.argmin()]),
@@ -201,12 +207,13 @@ def _table(figures: dict[str, Any]) -> Table:
     )
     table.add_column("object")
     table.add_column(f"{figures['prompts']} in frames")
-    for column in ("frames that show it", "mean IoU", "worst", "in frame", "found elsewhere"):
+    for column in ("IoU there", "shown in", "mean IoU", "worst", "in frame", "elsewhere"):
         table.add_column(column, justify="right")
     for obj in figures["objects"]:
         table.add_row(
             obj["name"],
             ", ".join(map(str, obj["key_frames"])),
+            f"{obj['cut']:.2f}",
             str(obj["frames"]),
             f"{obj['mean']:.2f}",
             f"{obj['worst']:.2f}",
