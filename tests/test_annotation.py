@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import viser
+from browser import browser, needs_browser, wait_for
 from moving_patches import HEIGHT, WIDTH, PatchClip, iou, moving_patches
 from PIL import Image
 
@@ -24,19 +23,6 @@ from osn_gs.viewer.annotation_session import AnnotationSession
 
 NAMES = ("a", "b", "c")
 DISC, SQUARE = (60.5, 60.5), (110.5, 70.5)  # the middles of the patches in the first frame
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMIUM_FLAGS = [  # drawing without a GPU, and nothing sent out
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 
 
 @pytest.fixture(scope="module")
@@ -210,28 +196,13 @@ def test_what_cannot_work_becomes_a_notice(session: AnnotationSession, server: v
     assert not page.progress.visible
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@needs_browser
 def test_the_page_in_a_browser(session: AnnotationSession, server: viser.ViserServer, clip: PatchClip, tmp_path: Path):
     """Drag a box, click, look at another frame, save: as a user would."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     AnnotationPage(server, session)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=CHROMIUM,
-            headless=True,
-            args=CHROMIUM_FLAGS,
-            viewport={"width": 1100, "height": 760},
-        )
-        page = browser.new_page()
+    with browser(tmp_path / "profile") as window:
+        page = window.new_page()
         page.goto(f"http://127.0.0.1:{server.get_port()}/?fixedDpr=1")
         page.wait_for_selector("text=Propagate")
         wait_for(lambda: len(server.get_clients()) == 1, "the page to connect")
@@ -267,6 +238,5 @@ def test_the_page_in_a_browser(session: AnnotationSession, server: viser.ViserSe
         page.get_by_text("Frame 1 of 3").wait_for()
         page.get_by_role("button", name="Save masks").click()
         wait_for(lambda: session.is_saved, "the masks")
-        browser.close()
     assert iou(np.asarray(Image.open(session.folder / "c.png")) == 1, clip.object_ids[2] == 1) > 0.85
     assert json.loads((session.folder / "prompts.json").read_text())["objects"] == ["object 1"]

@@ -44,9 +44,9 @@ class World:
 def draw_world(
     scene: Scene, world: World, time_step: int, camera: Camera, width: int, height: int, colouring: Colouring = "colour"
 ) -> UInt8[Tensor, "h w 3"]:
-    """One world at one time. A scene of which nothing is to be seen (`with_shown`) is black."""
+    """One world at one time over white, as browsers show it; all white where nothing is shown (`with_shown`)."""
     if not bool(scene.visible(time_step).any()):
-        return torch.zeros(height, width, 3, dtype=torch.uint8)
+        return torch.full((height, width, 3), 255, dtype=torch.uint8)
     like = scene.intrinsics
     view = render_view(
         scene,
@@ -106,4 +106,4 @@ def _coloured(view: RenderedView, colouring: Colouring) -> UInt8[Tensor, "h w 3"
         return color_depth(view.depth, *depth_range(view.depth))
     if colouring == "objects":
         return color_ids(view.object_ids)
-    return to_uint8(view.rgb)
+    return to_uint8(view.rgb + 1 - view.alpha[..., None])

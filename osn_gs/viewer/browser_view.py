@@ -38,14 +38,16 @@ class BrowserView:
                 "/cameras/all",
                 _frustum_lines(snapshot, range(snapshot.num_frames)),
                 FRUSTUM_COLOR,
-                line_width=1.0,
+                thickness=1.0,
+                thickness_units="screen",
                 visible=self.shows_frustums,
             )
             self._current = self._scene.add_line_segments(
                 "/cameras/current",
                 _frustum_lines(snapshot, [state.time_step]),
                 CURRENT_COLOR,
-                line_width=2.5,
+                thickness=2.5,
+                thickness_units="screen",
                 visible=self.shows_frustums,
             )
             self._paths = [
@@ -53,7 +55,8 @@ class BrowserView:
                     f"/paths/{k}",
                     _segments(snapshot.trajectory(k, state.world.object_scales[k])),
                     object_color(k),
-                    line_width=2.5,
+                    thickness=2.5,
+                    thickness_units="screen",
                     visible=False,
                 )
                 for k in range(1, len(snapshot.objects))

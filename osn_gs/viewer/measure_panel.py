@@ -12,6 +12,7 @@ from osn_gs.errors import OsnGsError
 from osn_gs.export.renderings import World
 from osn_gs.object_scales.known_sizes import KnownSize, metres_per_unit, scale_constraints_from_sizes
 from osn_gs.scene.measures import Picked, camera_height, camera_travel, length_between, object_length, pick_point
+from osn_gs.scene.scene import Scene
 from osn_gs.viewer.state import ViewState
 from osn_gs.viewer.world_panel import vector
 
@@ -35,6 +36,18 @@ class Length(NamedTuple):
     units: float
 
 
+def lengths_of(scene: Scene) -> tuple[Length, ...]:
+    """What can be measured without picking points."""
+    lengths = [
+        Length(f"{name}: length", k, object_length(scene, k)) for k, name in enumerate(scene.object_names) if k > 0
+    ]
+    lengths.append(Length("camera: way travelled", 0, camera_travel(scene)))
+    height = camera_height(scene)
+    if height is not None:
+        lengths.append(Length("camera: height over ground", 0, height))
+    return tuple(length for length in lengths if length.units > 0)
+
+
 class MeasurePanel:
     """Known sizes of the shared state, and two points this client picks."""
 
@@ -42,8 +55,9 @@ class MeasurePanel:
         self._session = session
         self._picks: list[Picked] = []
         self._marks: list[Any] = []
+        self._marked: tuple[World, int] | None = None  # the world and the time that the points were picked in
         self._picking = False
-        self._lengths = self._measured()
+        self._lengths = list(session.viewed.lengths)
         gui = session.client.gui
         self.help = gui.add_markdown(HELP)
         self.what = gui.add_dropdown("What is known", tuple(length.label for length in self._lengths))
@@ -56,20 +70,10 @@ class MeasurePanel:
         self.add.on_click(session.handler(lambda event: self._add()))
         self.clear.on_click(session.handler(lambda event: self._know(())))
 
-    def _measured(self) -> list[Length]:
-        """What can be measured without picking points."""
-        scene = self._session.viewed.scene
-        lengths = [
-            Length(f"{name}: length", k, object_length(scene, k)) for k, name in enumerate(scene.object_names) if k > 0
-        ]
-        lengths.append(Length("camera: way travelled", 0, camera_travel(scene)))
-        height = camera_height(scene)
-        if height is not None:
-            lengths.append(Length("camera: height over ground", 0, height))
-        return [length for length in lengths if length.units > 0]
-
     def show(self, state: ViewState) -> None:
-        """Show the known sizes and what follows for the world shown."""
+        """Show the known sizes and what follows for the world shown; marks of points hold for one moment only."""
+        if self._marks and self._marked != (state.world, state.time_step):
+            self._forget_picks()
         text = self._facts(state)
         if self.facts.content != text:
             self.facts.content = text
@@ -139,6 +143,7 @@ class MeasurePanel:
         if picked is None:
             raise OsnGsError("nothing is hit there; click on an object or the background.")
         self._picks.append(picked)
+        self._marked = (state.world, state.time_step)
         self._mark(picked)
         if len(self._picks) == 2:
             self._stop_picking()

@@ -177,8 +177,8 @@ def verdict_html(state: ViewState, verdict: Verdict, broken: str | None) -> str:
     word, color = ("valid", VALID_COLOR) if verdict.valid else ("not valid", INVALID_COLOR)
     lines = [f"score {verdict.score:.2f}"]
     if verdict.accuracy is not None:
-        explained = "enough" if verdict.allowed else "too few"
-        lines.append(f"{100 * verdict.accuracy:.2f} % of the pixels explained: {explained}")
+        enough = {True: ": enough", False: ": too few", None: ""}[verdict.allowed]
+        lines.append(f"{100 * verdict.accuracy:.2f} % of the pixels explained{enough}")
     if broken is not None:
         lines.append(html.escape(broken))
     number = "" if state.choice is None else f" ({state.choice + 1} of {len(state.choices)})"
