@@ -18,6 +18,7 @@ from osn_gs.preprocess.progress import Progress, no_progress
 from osn_gs.preprocess.prompts import Box, ObjectPrompt, Point, Prompts
 
 ITERATIONS = 5  # of GrabCut
+SURE_RADIUS = 0.6  # of the ellipse in a box: inside, the object is taken for sure
 POINT_RADIUS = 3  # pixels about a point that are surely on its side
 POINT_REACH = 1 / 12  # of the image's longer side: the likely object about a point that stands alone
 OUTLINE_BAND = (0.03, 2, 6)  # pixels on either side in which the border is looked for: of sqrt(area), least, most
@@ -137,13 +138,17 @@ def _trimap_of_outlines(drawn: Bool[np.ndarray, "h w"]) -> Trimap:
 
 
 def _trimap_of_box(box: Box, height: int, width: int) -> Trimap:
-    """All of the box is to be found out; its corners begin as background, since objects seldom fill them."""
+    """The middle of the box is the object; the rest is to be found out, and its corners begin as background.
+
+    Without a sure middle GrabCut gave the whole box up in a third to a half of the frames of some clips.
+    """
     trimap = np.full((height, width), cv2.GC_BGD, np.uint8)
     x0, y0, x1, y1 = (max(round(value), 0) for value in box)
     part = trimap[y0:y1, x0:x1]
     part[:] = cv2.GC_PR_BGD
     rows, columns = np.ogrid[-1 : 1 : part.shape[0] * 1j, -1 : 1 : part.shape[1] * 1j]
     part[rows**2 + columns**2 <= 1] = cv2.GC_PR_FGD
+    part[rows**2 + columns**2 <= SURE_RADIUS**2] = cv2.GC_FGD
     return trimap
 
 
