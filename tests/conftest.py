@@ -10,6 +10,12 @@ from osn_gs.data.demo import write_demo_scene
 torch.set_num_threads(1)  # many small operations: more threads only wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    pictures = parser.getgroup("pictures of the viewer, for the README")
+    pictures.addoption("--screenshots", type=Path, help="folder that gets them")
+    pictures.addoption("--screenshots-of", type=Path, help="run folder to take them of, in place of a small scene")
+
+
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo scene, small: 8 frames of 64x48 with 3 held-out views a split. Read only."""

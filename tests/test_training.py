@@ -106,7 +106,7 @@ def test_a_checkpoint_opens_without_the_data(data: SceneData, tmp_path: Path):
     optimizer = new_run(data)
     for _ in range(3):
         optimizer.gaussian_update("bootstrap")
-    scene, network, rounds = load_trained(save_checkpoint(tmp_path, optimizer))
+    scene, network, _ = load_trained(save_checkpoint(tmp_path, optimizer))
     assert scene.object_names == data.object_names
     scales = data.truth.object_scales
     expected = optimizer.scene.place(scales.float(), 2)

@@ -17,12 +17,15 @@ import viser
 from browser import browser, needs_browser, wait_for
 from jaxtyping import UInt8
 from PIL import Image
+from rich.console import Console
 from viewer_scene import BALL_DEPTH, FRAMES, WALL_DEPTH, viewed_wall_and_ball
 
 from osn_gs.export.camera_path import read_camera_path
 from osn_gs.export.ply import read_gaussian_ply
 from osn_gs.geometry.cameras import orbit
 from osn_gs.geometry.se3 import invert_rigid
+from osn_gs.run.open_run import open_run
+from osn_gs.run.view import viewed_run
 from osn_gs.viewer.session import Session
 from osn_gs.viewer.viewer import Viewer
 
@@ -153,11 +156,13 @@ def page(opened: Page, viewer: Viewer) -> Page:
 
 def look_from_the_side(page: Page) -> None:
     snapshot = page.session.viewed.snapshot
-    side = invert_rigid(orbit(torch.from_numpy(snapshot.cam_from_world[2]), BALL_DEPTH, 35.0, 10.0)).numpy()
+    filmed_from = torch.from_numpy(snapshot.cam_from_world[2])
+    side = invert_rigid(orbit(filmed_from, snapshot.distance, 28.0, 10.0)).numpy()
     camera = page.session.client.camera
     with page.session.client.atomic():
         camera.position = side[:3, 3]
-        camera.look_at = side[:3, 3] + BALL_DEPTH * side[:3, 2]
+        camera.look_at = side[:3, 3] + snapshot.distance * side[:3, 2]
+        camera.up_direction = -side[:3, 1]
         camera.fov = 0.9
 
 
@@ -439,3 +444,32 @@ def test_two_clients_share_what_they_change_until_one_goes_private(page: Page, w
     assert other.verdict("world") == "configuration_000"
     other.window.close()
     wait_for(lambda: len(viewer.sessions) == 1, "the client to be gone")
+
+
+def test_screenshots_for_the_readme(window: Any, viewer: Viewer, request: pytest.FixtureRequest, tmp_path: Path):
+    """One world as filmed and set by hand from the side; see `--screenshots` and `--screenshots-of`."""
+    folder = request.config.getoption("--screenshots") or tmp_path
+    run = request.config.getoption("--screenshots-of")
+    server = viser.ViserServer(host="127.0.0.1", port=8790, verbose=False)
+    viewed = viewer.viewed if run is None else viewed_run(open_run(run, Console()), torch.device("cpu"))
+    shown = Viewer(server, viewed)
+    page = Page(window, shown, server.get_port())
+    page.window.set_viewport_size({"width": 1240, "height": 800})
+    page.window.get_by_text("Software WebGL").locator("xpath=ancestor::*[.//button][1]//button").first.click()
+    page.tab("View")
+    page.window.get_by_label("View from training camera").click()
+    page.tab("World")
+    pictures = [page.settled(60)]
+    page.window.screenshot(path=folder / "viewer_as_filmed.png")
+    page.session.follows_camera = False
+    page.session.browser.shows_frustums = page.session.browser.shows_paths = True
+    look_from_the_side(page)
+    shown.shared.change(time_step=viewed.snapshot.num_frames // 2)
+    page.button("Surprise me").click()
+    pictures.append(page.settled(60))
+    page.window.screenshot(path=folder / "viewer_from_the_side.png")
+    page.window.close()
+    shown.close()
+    server.stop()
+    assert all((picture.min(axis=2) < WHITE).mean() > 0.3 for picture in pictures)
+    assert difference(*pictures) > 10

@@ -14,6 +14,7 @@ from rich.markup import escape
 from osn_gs.config import parse_config
 from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run
 from osn_gs.run.serve import LOOPBACK, address, start_server
+from osn_gs.scene.measures import ground_plane
 from osn_gs.scene.pixel_blur import with_pixel_blur
 from osn_gs.viewer.snapshot import take_snapshot
 from osn_gs.viewer.viewer import Viewed, Viewer
@@ -64,6 +65,7 @@ def view_from_arguments(arguments: list[str]) -> int:
 def viewed_run(run: OpenedRun, device: torch.device) -> Viewed:
     """What the viewer shows of an opened run."""
     scene = run.trained.scene
+    ground = ground_plane(scene)
     worlds = Worlds(
         scene.object_names,
         scene.scale_ranges.double(),
@@ -75,7 +77,7 @@ def viewed_run(run: OpenedRun, device: torch.device) -> Viewed:
     return Viewed(
         name=run.folder.root.name,
         scene=with_pixel_blur(scene).to(device),
-        snapshot=take_snapshot(scene),
+        snapshot=take_snapshot(scene, None if ground is None else ground.normal),
         worlds=worlds,
         frames=None if run.data is None else run.data.images.numpy(),
     )

@@ -56,13 +56,14 @@ class ObjectSnapshot:
 
 @dataclass(frozen=True)
 class SceneSnapshot:
-    """All objects, and the training cameras: `cam_from_world` [T, 4, 4] and what they see of the world."""
+    """All objects, and the training cameras: `cam_from_world` [T, 4, 4] and what they see; `up` is the world's."""
 
     objects: tuple[ObjectSnapshot, ...]
     cam_from_world: Float[np.ndarray, "t 4 4"]
     camera_centres: Float[np.ndarray, "t 3"]
     fov_y: float  # radians
     aspect: float  # width over height
+    up: Float[np.ndarray, "3"]
 
     @property
     def num_frames(self) -> int:
@@ -71,12 +72,6 @@ class SceneSnapshot:
     @property
     def num_splats(self) -> int:
         return sum(len(part.means) for part in self.objects)
-
-    @property
-    def up(self) -> Float[np.ndarray, "3"]:
-        """The training cameras' mean up."""
-        up = -self.cam_from_world[:, 1, :3].mean(axis=0)
-        return up / max(np.linalg.norm(up), 1e-12)
 
     def pose(self, k: int, object_scale: float, time_step: int) -> NodePose:
         """Where object k stands at a time."""
@@ -98,16 +93,22 @@ class SceneSnapshot:
 
 
 @torch.no_grad()
-def take_snapshot(scene: Scene) -> SceneSnapshot:
-    """Copy what the browser needs out of a scene; splats are as wide as `with_pixel_blur` makes them."""
+def take_snapshot(scene: Scene, up: Float[Tensor, "3"] | None = None) -> SceneSnapshot:
+    """Copy what the browser needs out of a scene; splats are as wide as `with_pixel_blur` makes them.
+
+    `up` is the world's; without it the training cameras' mean up.
+    """
     world_from_cam = invert_rigid(scene.objects[0].cam_from_obj)
     fy = float(scene.intrinsics[1, 1])
+    if up is None:
+        up = -world_from_cam[:, :3, 1].mean(dim=0)
     return SceneSnapshot(
         objects=tuple(_object_snapshot(scene, k, world_from_cam) for k in range(scene.num_objects)),
         cam_from_world=_numpy(scene.objects[0].cam_from_obj),
         camera_centres=_numpy(world_from_cam[:, :3, 3]),
         fov_y=2 * math.atan(scene.height / (2 * fy)),
         aspect=scene.width / scene.height * fy / float(scene.intrinsics[0, 0]),
+        up=_numpy(torch.nn.functional.normalize(up, dim=0)),
     )
 
 
