@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import viser
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 
 from osn_gs.export.renderings import World
 from osn_gs.scene.scene import Scene
+from osn_gs.viewer.measure_panel import Length, lengths_of
 from osn_gs.viewer.session import Session
 from osn_gs.viewer.snapshot import SceneSnapshot
 from osn_gs.viewer.state import Channel, ViewState
@@ -34,6 +36,11 @@ class Viewed:
     worlds: Worlds
     frames: UInt8[np.ndarray, "t h w 3"] | None = None
 
+    @cached_property
+    def lengths(self) -> tuple[Length, ...]:
+        """What can be measured of the scene, once for all clients: finding the ground takes most of a page's time."""
+        return lengths_of(self.scene)
+
 
 class Viewer:
     """Serves one run on a viser server, which stays the caller's."""
@@ -42,9 +49,10 @@ class Viewer:
         self.viewed = viewed
         self.shared = Channel(self.first_state())
         self.sessions: dict[int, Session] = {}
+        self._server = server
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._configure(server)
+        self._configure()
         server.on_client_connect(self._connect)
         server.on_client_disconnect(self._disconnect)
         self._player = threading.Thread(target=self._play, name="viewer clock", daemon=True)
@@ -77,8 +85,9 @@ class Viewer:
         for session in sessions:
             session.close()
 
-    def _configure(self, server: viser.ViserServer) -> None:
-        snapshot = self.viewed.snapshot
+    def _configure(self) -> None:
+        server, snapshot = self._server, self.viewed.snapshot
+        server.request_share_url = _stay_private  # any client can ask for it, button or not
         server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
         server.gui.set_panel_label(self.viewed.name)
         server.gui.main_panel.dock_right()
@@ -93,10 +102,11 @@ class Viewer:
     def _connect(self, client: viser.ClientHandle) -> None:
         session = Session(self, client)
         with self._lock:
-            if not self._stopped.is_set():
-                self.sessions[client.client_id] = session
-                return
-        session.close()
+            self.sessions[client.client_id] = session
+        if session.browser.snapshot is not self.viewed.snapshot:  # swapped while the page was built
+            session.reload()
+        if self._stopped.is_set() or client.client_id not in self._server.get_clients():  # and who left meanwhile
+            self._disconnect(client)
 
     def _disconnect(self, client: viser.ClientHandle) -> None:
         with self._lock:
@@ -121,3 +131,7 @@ class Viewer:
 
     def _later(self, state: ViewState, steps: int) -> ViewState:
         return replace(state, time_step=(state.time_step + steps) % self.viewed.snapshot.num_frames)
+
+
+def _stay_private(verbose: bool = True) -> None:
+    """In place of viser's way to a public address, which leads through a server that is not the user's."""
