@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from osn_gs.export.renderings import Colouring, World
+from osn_gs.errors import OsnGsError
+from osn_gs.export.renderings import COLOURINGS, Colouring, World
 from osn_gs.object_scales.known_sizes import KnownSize
 
+FASTEST = 60.0  # frames a second
 SETTLE_SECONDS = 0.25  # without a new request, after which a picture may take its time
 
 
@@ -19,7 +22,8 @@ class ViewState:
 
     `world` is shown; its name says where it comes from. `choices` are what "next" and "previous" go through, `choice`
     the one shown, None once a slider was moved. `held[k]`: object k keeps its scale when the others are solved again;
-    `shown[k]`: object k is drawn. `seed` is that of the last surprise.
+    `shown[k]`: object k is drawn. `seed` is that of the last surprise. Raises OsnGsError for what cannot be shown: a
+    client may send any number as a slider's, and what it puts into a shared state would stop everyone's page.
     """
 
     world: World
@@ -35,6 +39,16 @@ class ViewState:
     kept: tuple[World, ...] = ()
     comparing: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(scale) and scale > 0 for scale in self.world.object_scales):
+            raise OsnGsError(f"object scales {self.world.object_scales}: expected finite numbers above 0.")
+        if self.time_step < 0:
+            raise OsnGsError(f"frame {self.time_step}: expected 0 or more.")
+        if not 0 < self.frames_per_second <= FASTEST:
+            raise OsnGsError(f"{self.frames_per_second:g} frames a second: expected more than 0, {FASTEST:g} at most.")
+        if self.colouring not in COLOURINGS:
+            raise OsnGsError(f"colours {self.colouring!r}: expected one of {', '.join(COLOURINGS)}.")
 
 
 class Channel:
