@@ -37,8 +37,15 @@ class Session:
         self.channel = viewer.shared
         self.draws_on_server = False
         self.follows_camera = False
+        self._closed = False
         self._lock = threading.RLock()
         self._busy = threading.Lock()
+        with client.atomic():  # the page comes whole: nothing can be pressed that leads to what is not there yet
+            self._build_page()
+        client.camera.on_update(lambda camera: self._camera_moved())
+
+    def _build_page(self) -> None:
+        client = self.client
         self.browser = BrowserView(client, self.viewed.snapshot, self.state)
         self.server_view = ServerView(client, self._job, self.failed)
         self.timeline = Timeline(self)
@@ -53,8 +60,8 @@ class Session:
         with tabs.add_tab("Export"):
             self.export_panel = ExportPanel(self)
         self._judge = NewestWins(f"judge of client {client.client_id}", self.world_panel.judge)
-        self._listen()
-        client.camera.on_update(lambda camera: self._camera_moved())
+        self.channel.listen(self.refresh)
+        self.refresh()
 
     @property
     def viewed(self) -> Viewed:
@@ -66,33 +73,39 @@ class Session:
 
     def close(self) -> None:
         """End this client's threads and hear no more of the state."""
-        self.channel.leave(self.refresh)
+        with self._lock:
+            self._closed = True
+            self.channel.leave(self.refresh)
         self._judge.stop()
         self.server_view.stop()
 
     def share(self, shared: bool) -> None:
         """Look at the state that everyone shares, or at one's own, which starts as a copy of it."""
-        channel = self.viewer.shared if shared else Channel(self.state)
-        self.channel.leave(self.refresh)
-        self.channel = channel
-        self._listen()
-
-    def _listen(self) -> None:
-        self.channel.listen(self.refresh)
+        with self._lock:
+            if self._closed:  # the click was handled after the client had gone
+                return
+            self.channel.leave(self.refresh)
+            self.channel = self.viewer.shared if shared else Channel(self.state)
+            self.channel.listen(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the newest state."""
-        with self._lock:
-            state = self.state
-            self.browser.draws_splats = not self._is_server_drawn(state)
-            self.browser.place(state)
-            for panel in (self.timeline, self.world_panel, self.view_panel, self.measure_panel, self.export_panel):
-                panel.show(state)
-            if self.follows_camera:
-                self.look_through(state.time_step)
+        """Show the newest state. Whoever changed it waits for this, so what fails is told to this client alone."""
+        try:
+            with self._lock:
+                self._show(self.state)
+        except Exception as error:
+            self.failed(error)
         self.server_view.ask()
         self._judge.ask()
+
+    def _show(self, state: ViewState) -> None:
+        self.browser.draws_splats = not self._is_server_drawn(state)
+        self.browser.place(state)
+        for panel in (self.timeline, self.world_panel, self.view_panel, self.measure_panel, self.export_panel):
+            panel.show(state)
+        if self.follows_camera:
+            self.look_through(state.time_step)
 
     def reload(self) -> None:
         """Send the scene again: it has been trained on."""
@@ -117,8 +130,9 @@ class Session:
 
     def _fitting_fov(self) -> float:
         """Vertical field of view at which a training frame is as large as the canvas allows."""
-        snapshot = self.viewed.snapshot
-        too_narrow = max(1.0, snapshot.aspect / self.client.camera.aspect)
+        snapshot, camera = self.viewed.snapshot, self.client.camera
+        aspect = max(camera.image_width, 1) / max(camera.image_height, 1)  # a window may be folded to nothing
+        too_narrow = max(1.0, snapshot.aspect / aspect)
         return 2 * math.atan(math.tan(snapshot.fov_y / 2) * too_narrow)
 
     def _camera_moved(self) -> None:
