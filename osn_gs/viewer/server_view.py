@@ -23,6 +23,7 @@ from osn_gs.viewer.state import NewestWins
 
 LARGEST_HEIGHT = 1080  # pixels, of a picture at rest on CUDA
 LARGEST_HEIGHT_CPU = 480
+LARGEST_ASPECT = 8.0  # of a picture; a client may say anything of its window
 SMALLEST_PIXELS = 96 * 54
 MOVING_SECONDS = 0.06  # for one picture while the camera moves; its size follows
 
@@ -66,6 +67,8 @@ class ServerView:
                     self._client.scene.set_background_image(None)
                     self._shows_picture = False
                 return
+            if min(self._client.camera.image_width, self._client.camera.image_height) < 1:  # folded to nothing
+                return
             started = time.monotonic()
             picture = draw(job, camera_of(self._client.camera), *self._size(job, settled))
             self._client.scene.set_background_image(picture, format="jpeg", jpeg_quality=90 if settled else 65)
@@ -80,12 +83,13 @@ class ServerView:
 
     def _size(self, job: Job, settled: bool) -> tuple[int, int]:
         camera = self._client.camera
+        aspect = min(camera.aspect, LARGEST_ASPECT)
         on_cuda = job.scene.intrinsics.is_cuda
         height = min(camera.image_height, LARGEST_HEIGHT if on_cuda else LARGEST_HEIGHT_CPU)
         if not settled:
-            height = min(height, math.sqrt(self._moving_pixels / camera.aspect))
+            height = min(height, math.sqrt(self._moving_pixels / aspect))
         height = max(int(height), 2)
-        return max(round(height * camera.aspect), 2), height
+        return max(round(height * aspect), 2), height
 
 
 def draw(job: Job, camera: Camera, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
