@@ -115,3 +115,19 @@ def test_an_object_without_a_pose_is_not_there(scene: Scene):
     assert layers.infos[1] is None
     assert float(layers.alphas[1].max()) == 0
     assert float(layers.composite(torch.ones(1, 2)).object_weights[..., 1].max()) == 0
+
+
+@torch.no_grad()
+def test_a_finer_picture_is_as_blurred_as_the_training_pixels(scene: Scene):
+    """Gaussians far thinner than a pixel: what a coarse picture shows of them, a fine one shows as wide."""
+    for group in scene.objects:
+        group.gaussians.params["scales"].fill_(math.log(1e-4))
+    fineness = 4
+    fine_intrinsics = scene.intrinsics * torch.tensor([[fineness], [fineness], [1]])
+    scales = torch.tensor([1.0, 0.8])
+    coarse = render_view(scene, scales, 0)
+    fine = render_view(scene, scales, 0, intrinsics=fine_intrinsics, size=(fineness * WIDTH, fineness * HEIGHT))
+    averaged = torch.nn.functional.avg_pool2d(fine.alpha[None], fineness)[0]
+    assert_close(averaged.mean(), coarse.alpha.mean(), rtol=0.1, atol=0)
+    narrow = render_view(scene, scales, 0, intrinsics=scene.intrinsics, size=(WIDTH, HEIGHT))
+    assert_close(narrow.alpha, coarse.alpha)

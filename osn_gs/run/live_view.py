@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 
 import viser
@@ -10,7 +11,6 @@ from rich.console import Console
 
 from osn_gs.data.scene_data import SceneData
 from osn_gs.run.serve import address
-from osn_gs.scene.pixel_blur import with_pixel_blur
 from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport, StepReport
 from osn_gs.viewer.snapshot import take_snapshot
 from osn_gs.viewer.viewer import Viewed, Viewer
@@ -67,7 +67,5 @@ class LiveView:
         )
 
     def _viewed(self) -> Viewed:
-        scene = self._optimizer.scene
-        return Viewed(
-            self._data.name, with_pixel_blur(scene), take_snapshot(scene), self._worlds, self._data.images.numpy()
-        )
+        scene = copy.deepcopy(self._optimizer.scene)
+        return Viewed(self._data.name, scene, take_snapshot(scene), self._worlds, self._data.images.numpy())

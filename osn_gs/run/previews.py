@@ -25,8 +25,8 @@ from osn_gs.geometry.se3 import invert_rigid, transform_points
 from osn_gs.object_scales.nested_sets import sample_valid
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.object_scales.sampling import farthest_point_subset
-from osn_gs.scene.render import NEAR_PLANE, RenderedView, render_view
-from osn_gs.scene.scene import Scene
+from osn_gs.scene.render import RenderedView, render_view
+from osn_gs.scene.scene import NEAR_PLANE, Scene
 
 SIDE_YAW, SIDE_PITCH = 25.0, 20.0  # degrees: far enough that depth shows, near enough that few holes do
 SIDE_RETREAT = 0.15  # of the objects' distance: small object scales bring them near the camera

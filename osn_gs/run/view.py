@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,6 @@ from osn_gs.config import parse_config
 from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run
 from osn_gs.run.serve import LOOPBACK, address, start_server
 from osn_gs.scene.measures import ground_plane
-from osn_gs.scene.pixel_blur import with_pixel_blur
 from osn_gs.viewer.snapshot import take_snapshot
 from osn_gs.viewer.viewer import Viewed, Viewer
 from osn_gs.viewer.worlds import Worlds
@@ -76,7 +76,7 @@ def viewed_run(run: OpenedRun, device: torch.device) -> Viewed:
     )
     return Viewed(
         name=run.folder.root.name,
-        scene=with_pixel_blur(scene).to(device),
+        scene=copy.deepcopy(scene).to(device),
         snapshot=take_snapshot(scene, None if ground is None else ground.normal),
         worlds=worlds,
         frames=None if run.data is None else run.data.images.numpy(),

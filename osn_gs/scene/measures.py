@@ -15,8 +15,8 @@ from torch import Tensor
 
 from osn_gs.errors import OsnGsError
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, transform_points
-from osn_gs.scene.render import NEAR_PLANE, render_layers
-from osn_gs.scene.scene import PlacedGaussians, Scene
+from osn_gs.scene.render import render_layers
+from osn_gs.scene.scene import NEAR_PLANE, PlacedGaussians, Scene
 
 TRIMMED_SHARE = 0.01  # of the opacity, at each end of an object's extent: floaters
 CORE_SHARE = 0.95

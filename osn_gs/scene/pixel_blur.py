@@ -1,9 +1,9 @@
 """The blur of the training pixels, given to the Gaussians themselves, for pictures finer than those trained on.
 
-The rasterizer widens every splat by `eps2d` square pixels, so training leaves Gaussians as thin as it likes: needles,
-once a picture has smaller pixels or is taken from nearer. No frame shows detail below its own pixels, so nothing is
-lost by widening the Gaussians in space by what one training pixel covers at their distance. Mip-Splatting (Yu et al.
-2024) learns with such a filter; here it is put on afterwards, with the width the rasterizer trained with.
+The rasterizer widens every splat by `EPS2D` square pixels, so training leaves Gaussians as thin as it likes: needles,
+once a picture has smaller pixels. No frame shows detail below its own pixels, so nothing is lost by widening the
+Gaussians in space by what a training pixel covers at their distance. Mip-Splatting (Yu et al. 2024) learns with such a
+filter; here it is put on afterwards, with the width the rasterizer trained with.
 """
 
 from __future__ import annotations
@@ -12,27 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.gaussians.object_gaussians import ObjectGaussians
-from osn_gs.scene.render import NEAR_PLANE
-from osn_gs.scene.scene import ObjectGroup, Scene
+from osn_gs.scene.scene import NEAR_PLANE, Scene
 
 EPS2D = 0.3  # square pixels; what `rasterize` adds by default
 MOST_FRAMES = 16  # of which the nearest distance is taken
 
 
 @torch.no_grad()
-def with_pixel_blur(scene: Scene) -> Scene:
-    """The scene with each Gaussian widened by a training pixel's blur, where it was seen from nearest."""
-    objects = [
-        ObjectGroup(group.name, _widened(group.gaussians, pixel_blur(scene, k)), group.cam_from_obj, group.visible)
-        for k, group in enumerate(scene.objects)
-    ]
-    return Scene(objects, scene.intrinsics, scene.width, scene.height, scene.scale_ranges, scene.near, scene.far)
-
-
-@torch.no_grad()
 def pixel_blur(scene: Scene, k: int) -> Float[Tensor, "n"]:
-    """Standard deviation, in object k's units, that `EPS2D` square pixels cover at each of its Gaussians.
+    """Standard deviation, in object k's units, that `EPS2D` square training pixels cover at each of its Gaussians.
 
     From the nearest training camera that has the Gaussian before it: there the pixels resolve most.
     """
@@ -48,8 +36,7 @@ def pixel_blur(scene: Scene, k: int) -> Float[Tensor, "n"]:
     return EPS2D**0.5 * depths / scene.intrinsics[1, 1]
 
 
-def _widened(gaussians: ObjectGaussians, blur: Float[Tensor, "n"]) -> ObjectGaussians:
-    """Isotropic blur adds to the variance along every axis and turns none of them."""
-    params = {name: parameter.detach().clone() for name, parameter in gaussians.params.items()}
-    params["scales"] = 0.5 * torch.log(gaussians.scales**2 + blur[:, None] ** 2)
-    return ObjectGaussians(params)
+def missing_blur(scene: Scene, focal: float) -> float:
+    """The share of a training pixel's blur, in variance, that the rasterizer does not add to a picture of this focal
+    length in pixels: none for one as coarse as the training's, nearly all for a very fine one."""
+    return max(0.0, 1.0 - (float(scene.intrinsics[1, 1]) / focal) ** 2)

@@ -13,9 +13,8 @@ from osn_gs.gaussians.spherical_harmonics import evaluate_sh
 from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.rendering.layers import CompositedLayers, composite_layers
 from osn_gs.rendering.rasterize import rasterize
-from osn_gs.scene.scene import Placement, Scene
-
-NEAR_PLANE = 0.01  # in scene units: only what touches the camera is cut; the scale ranges keep to near and far
+from osn_gs.scene.pixel_blur import missing_blur, pixel_blur
+from osn_gs.scene.scene import NEAR_PLANE, PlacedGaussians, Placement, Scene
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def render_view(
     """Render all objects at once under their similarity transforms: exact, interpenetration included.
 
     `cam_from_world` is an OpenCV camera in the background's frame, the training camera by default, and `size`
-    (width, height) goes with `intrinsics`.
+    (width, height) goes with `intrinsics`. In pictures with finer pixels than the training's, Gaussians are as wide as
+    those were (`pixel_blur`).
     """
     if cam_from_world is None:
         cam_from_world = scene.cam_from_world(time_step)
@@ -121,7 +121,7 @@ def render_view(
     rendered, alpha, _ = rasterize(
         placed.means,
         placed.quats,
-        placed.scales,
+        _scales_for_focal(scene, placed, object_scales, time_step, float(intrinsics[1, 1])),
         placed.opacities,
         torch.cat([colors, one_hot], dim=-1),
         viewmats=cam_from_world[None],
@@ -137,6 +137,18 @@ def render_view(
         depth=rendered[0, ..., -1],
         object_weights=rendered[0, ..., 3:-1],
     )
+
+
+def _scales_for_focal(
+    scene: Scene, placed: PlacedGaussians, object_scales: Float[Tensor, "k"], time_step: int, focal: float
+) -> Float[Tensor, "n 3"]:
+    """Sizes of all visible objects' Gaussians for a picture: isotropic blur adds to the variance along every axis."""
+    share = missing_blur(scene, focal)
+    if share == 0:
+        return placed.scales
+    visible = scene.visible(time_step)
+    blurs = [object_scales[k] * pixel_blur(scene, k) for k in range(scene.num_objects) if visible[k]]
+    return (placed.scales**2 + share * torch.cat(blurs)[:, None] ** 2).sqrt()
 
 
 def _colors_seen_from(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.geometry.se3 import invert_rigid, quat_multiply, rotmat_to_quat
 
+NEAR_PLANE = 0.01  # in scene units: only what touches the camera is cut; the scale ranges keep to near and far
+
 
 class ObjectGroup(nn.Module):
     """One object: canonical Gaussians, its pose in the camera of every training frame, and a name.

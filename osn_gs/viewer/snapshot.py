@@ -94,7 +94,7 @@ class SceneSnapshot:
 
 @torch.no_grad()
 def take_snapshot(scene: Scene, up: Float[Tensor, "3"] | None = None) -> SceneSnapshot:
-    """Copy what the browser needs out of a scene; splats are as wide as `with_pixel_blur` makes them.
+    """Copy what the browser needs out of a scene; splats are as wide as the training pixels.
 
     `up` is the world's; without it the training cameras' mean up.
     """
