@@ -11,23 +11,26 @@ from osn_gs.benchmarks.preparation import PreparationBenchmark, benchmark_prepar
 from osn_gs.benchmarks.rasterize import RasterizeBenchmark, benchmark_rasterize
 from osn_gs.benchmarks.scales import ScalesBenchmark, benchmark_scales
 from osn_gs.benchmarks.segmentation import SegmentationBenchmark, benchmark_segmentation
+from osn_gs.benchmarks.viewer import ViewerBenchmark, benchmark_viewer
 
 PROGRAM = "python tools/benchmark.py"
 DESCRIPTION = (
-    "Measure the parts that must be fast (the rasterizer; the scale oracle and its sampler), and how well a clip whose "
-    "truth is known is prepared and its objects are segmented."
+    "Measure the parts that must be fast (the rasterizer; the scale oracle and its sampler; the viewer), and how well "
+    "a clip whose truth is known is prepared and its objects are segmented."
 )
 COMMANDS = {
     "rasterize": RasterizeBenchmark,
     "scales": ScalesBenchmark,
     "preparation": PreparationBenchmark,
     "segmentation": SegmentationBenchmark,
+    "viewer": ViewerBenchmark,
 }
 BENCHMARKS = {
     RasterizeBenchmark: benchmark_rasterize,
     ScalesBenchmark: benchmark_scales,
     PreparationBenchmark: benchmark_preparation,
     SegmentationBenchmark: benchmark_segmentation,
+    ViewerBenchmark: benchmark_viewer,
 }
 
 
