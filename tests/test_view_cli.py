@@ -53,7 +53,7 @@ def run(optimizer: JointOptimizer, tmp_path: Path) -> Path:
 
 def test_a_run_opens_with_what_it_has_learned(run: Path, optimizer: JointOptimizer):
     opened = open_run(run, Console(quiet=True))
-    assert opened.accuracy_threshold == optimizer.rounds[-1].learned_set.accuracy_threshold
+    assert opened.learned.accuracy_threshold == optimizer.rounds[-1].learned_set.accuracy_threshold
     scales = optimizer.data.truth.object_scales[None].double()
     assert torch.equal(opened.oracle.accuracy(scales), optimizer.current_oracle().accuracy(scales))
     viewed = viewed_run(opened, torch.device("cpu"))

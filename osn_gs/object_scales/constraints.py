@@ -7,6 +7,9 @@ objects. Samplers work in that box, on *reduced* vectors, and `ReducedScales.exp
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +62,16 @@ class ScaleConstraints:
 
 
 FREE = ScaleConstraints()
+
+
+@contextmanager
+def naming_objects(object_names: Sequence[str]) -> Iterator[None]:
+    """Errors that leave the block call objects by name: in here they have numbers only."""
+    try:
+        yield
+    except OsnGsError as error:
+        named = re.sub(r"object (\d+)", lambda match: object_names[int(match[1])], str(error))
+        raise type(error)(named) from error
 
 
 @dataclass(frozen=True)

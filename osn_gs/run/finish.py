@@ -11,18 +11,15 @@ from rich.progress import Progress
 
 from osn_gs.data.scene_data import SceneData
 from osn_gs.export.configurations import (
-    Configuration,
     ConfigurationSet,
-    ObjectInterval,
     export_configuration,
     scene_frames,
     spread_over_frames,
     write_configurations,
 )
 from osn_gs.files import write_json_atomic
-from osn_gs.object_scales.contact import contact_configuration
 from osn_gs.object_scales.sampling import farthest_point_subset
-from osn_gs.object_scales.valid_bounds import valid_bounds
+from osn_gs.run.drawing import LearnedScales, draw_configurations
 from osn_gs.run.folder import RunFolder
 from osn_gs.run.previews import write_previews
 from osn_gs.run.statistics import picture_statistics, truth_report
@@ -31,7 +28,6 @@ from osn_gs.scene.scene import Scene
 from osn_gs.training.config import ExportConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer
 
-CONTACT_NAME = "contact"
 PLOTTED_SAMPLES = 1024
 
 
@@ -40,7 +36,8 @@ def finish_run(
 ) -> None:
     """Sample configurations, export, draw and measure; then say what came of it and what to do next."""
     scene, oracle, threshold = optimizer.scene, optimizer.current_oracle(), optimizer.accuracy_threshold()
-    configurations = draw_configurations(optimizer, config.object_scales.samples)
+    learned = LearnedScales(scene.object_names, data.scale_ranges, optimizer.network, oracle, threshold)
+    configurations = draw_configurations(learned, config.object_scales.samples, optimizer.generator)
     write_configurations(folder.configurations, configurations)
     export_configurations(scene, configurations, config.export, folder)
     write_previews(
@@ -56,27 +53,6 @@ def finish_run(
     statistics = final_statistics(optimizer, data, configurations, config.evaluate_configurations, console)
     write_json_atomic(folder.final_stats, statistics)
     print_summary(console, data, configurations, statistics, folder)
-
-
-def draw_configurations(optimizer: JointOptimizer, count: int) -> ConfigurationSet:
-    """The contact configuration and `count` draws spread evenly over the learned set."""
-    oracle, threshold = optimizer.current_oracle(), optimizer.accuracy_threshold()
-    contact = contact_configuration(oracle, threshold, optimizer.generator)
-    samples = optimizer.sample_valid_scales(count, threshold)
-    vectors = torch.cat([contact[None].to(samples), samples])
-    scores = optimizer.network(vectors).tolist()
-    accuracies = oracle.accuracy(vectors).tolist()
-    names = [CONTACT_NAME, *(f"configuration_{index:03d}" for index in range(len(samples)))]
-    bounds = valid_bounds(oracle, threshold, optimizer.generator)
-    object_names = optimizer.scene.object_names
-    return ConfigurationSet(
-        object_names=object_names,
-        intervals=tuple(ObjectInterval.from_bounds(bound, object_names) for bound in bounds),
-        configurations=tuple(
-            Configuration(name, tuple(vector), score, accuracy)
-            for name, vector, score, accuracy in zip(names, vectors.tolist(), scores, accuracies, strict=True)
-        ),
-    )
 
 
 def export_configurations(

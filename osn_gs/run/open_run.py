@@ -16,6 +16,7 @@ from osn_gs.data.scene_data import SceneData
 from osn_gs.errors import CheckpointError, ConfigError, OsnGsError
 from osn_gs.export.configurations import Configuration, read_configurations
 from osn_gs.object_scales.oracle import ScaleOracle
+from osn_gs.run.drawing import LearnedScales
 from osn_gs.run.folder import RunFolder
 from osn_gs.training.checkpoints import Trained, latest_checkpoint, load_trained
 from osn_gs.training.config import TrainConfig
@@ -39,10 +40,11 @@ class OpenedRun:
     configurations: tuple[Configuration, ...]
 
     @property
-    def accuracy_threshold(self) -> float | None:
-        """The pixel accuracy from which on the last round called a vector valid; None before the first."""
-        rounds = self.trained.rounds
-        return rounds[-1].learned_set.accuracy_threshold if rounds else None
+    def learned(self) -> LearnedScales:
+        """What the run knows about its object scales."""
+        scene, network, rounds = self.trained
+        threshold = rounds[-1].learned_set.accuracy_threshold if rounds else None
+        return LearnedScales(scene.object_names, scene.scale_ranges.double(), network, self.oracle, threshold)
 
 
 def open_run(root: Path, console: Console) -> OpenedRun:

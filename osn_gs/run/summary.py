@@ -35,6 +35,7 @@ def print_summary(
     run = escape(str(folder.root))
     console.print(
         f"\nLook at  {run}/preview/configurations.png and valid_set.png\n"
+        f"Fly      python tools/view.py {run}\n"
         f"Take     {run}/export/contact/frame_0000.ply into any splat viewer or editor\n"
         f"Read     {run}/configurations.json and stats/final.json\n"
         f"Try      python tools/train.py --data SCENE    for a scene folder of your own (see the README)\n"

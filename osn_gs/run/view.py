@@ -66,12 +66,13 @@ def viewed_run(run: OpenedRun, device: torch.device) -> Viewed:
     """What the viewer shows of an opened run."""
     scene = run.trained.scene
     ground = ground_plane(scene)
+    learned = run.learned
     worlds = Worlds(
-        scene.object_names,
-        scene.scale_ranges.double(),
-        run.trained.network,
-        run.oracle,
-        run.accuracy_threshold,
+        learned.object_names,
+        learned.scale_ranges,
+        learned.network,
+        learned.oracle,
+        learned.accuracy_threshold,
         run.configurations,
     )
     return Viewed(

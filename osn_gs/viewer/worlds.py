@@ -6,11 +6,9 @@ Nothing here draws or talks to a browser. All object scales are float64 CPU tens
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +20,7 @@ from osn_gs.export.configurations import Configuration
 from osn_gs.object_scales.constraints import (
     FREE,
     ScaleConstraints,
+    naming_objects,
     nearest_constrained,
     sample_constrained,
     walk_constrained,
@@ -158,7 +157,7 @@ class Worlds:
         While the network calls nothing valid, from the oracle's set. Raises `OsnGsError` for constraints that
         contradict each other or the ranges, `StarvedError` where nothing valid meets them.
         """
-        with self._naming_objects():
+        with naming_objects(self.object_names):
             valid_set, samples = self._samples(constraints)
         generator = torch.Generator().manual_seed(seed)
         walkers = samples[torch.randperm(len(samples), generator=generator)[:WALKERS]]
@@ -174,7 +173,7 @@ class Worlds:
 
     def nearest(self, object_scales: Float[Tensor, "k"], constraints: ScaleConstraints = FREE) -> Float[Tensor, "k"]:
         """The nearest valid vector (in log-scale) that meets the constraints; raises as `sample` does."""
-        with self._naming_objects():
+        with naming_objects(self.object_names):
             valid_set, samples = self._samples(constraints)
             return nearest_constrained(
                 self._vectors(object_scales)[0],
@@ -264,12 +263,3 @@ class Worlds:
         """The first object whose scale lies outside its initial range."""
         off = (vector.log() - scales_from_log(vector.log(), self.scale_ranges).log()).abs() > RANGE_MARGIN
         return int(off.int().argmax()) if bool(off.any()) else None
-
-    @contextmanager
-    def _naming_objects(self) -> Iterator[None]:
-        """Errors speak of objects by number, a page by name."""
-        try:
-            yield
-        except OsnGsError as error:
-            named = re.sub(r"object (\d+)", lambda match: self.object_names[int(match[1])], str(error))
-            raise type(error)(named) from error

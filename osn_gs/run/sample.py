@@ -1,0 +1,98 @@
+"""`tools/sample.py`: draws more configurations of a run, or such that agree with known scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from osn_gs.config import parse_config
+from osn_gs.errors import ConfigError
+from osn_gs.export.configurations import ConfigurationSet, write_configurations
+from osn_gs.object_scales.constraints import FREE, Held, ScaleConstraints, naming_objects
+from osn_gs.run.drawing import draw_configurations, set_volume
+from osn_gs.run.open_run import newest_run, open_run
+
+PROGRAM = "python tools/sample.py"
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Draw configurations of a trained run, each a scale for every object, into its configurations.json.
+
+    The page of tools/view.py and tools/render.py then show these. The contact configuration stays the first where no
+    scale is fixed.
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder of tools/train.py; by default the newest below runs/."""
+    num: int = 100
+    """Configurations to draw."""
+    fix: tuple[str, ...] = ()
+    """Scales that are known, as OBJECT=SCALE: only configurations with them are drawn."""
+    diverse: bool = False
+    """Draw configurations far from each other, not evenly over the set."""
+    seed: int = 0
+    """Of the draws."""
+    out: Path | None = None
+    """File to write in place of the run's own configurations.json."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ConfigError(f"num: expected at least 1 configuration, got {self.num}.")
+
+
+def sample_from_arguments(arguments: list[str]) -> int:
+    """Parse the command line, draw and write; the exit code of the tool."""
+    config = parse_config(SampleConfig, arguments, PROGRAM)
+    console = Console(soft_wrap=True, highlight=False)
+    torch.set_num_threads(1)
+    run = open_run(config.run or newest_run(), console)
+    learned = run.learned
+    constraints = parse_fixed_scales(config.fix, learned.object_names)
+    generator = torch.Generator().manual_seed(config.seed)
+    with console.status("drawing"), naming_objects(learned.object_names):
+        configurations = draw_configurations(learned, config.num, generator, constraints, config.diverse)
+        volume = set_volume(learned, constraints, generator)
+    target = config.out or run.folder.configurations
+    write_configurations(target, configurations)
+    if configurations.intervals:
+        console.print(_interval_table(configurations))
+    given = "" if constraints == FREE else " that has the fixed scales"
+    console.print(
+        f"The learned set fills {100 * volume:.2g} % of the initial box{given}: "
+        f"one of {1 / volume:,.0f} uniform draws is valid."
+    )
+    console.print(f"{len(configurations.configurations)} configurations are in {escape(str(target))}.")
+    return 0
+
+
+def parse_fixed_scales(fixed: tuple[str, ...], object_names: tuple[str, ...]) -> ScaleConstraints:
+    """`OBJECT=SCALE` options as constraints; raises ConfigError for what is none."""
+    held = []
+    for entry in fixed:
+        name, _, value = entry.partition("=")
+        if name not in object_names[1:]:
+            raise ConfigError(
+                f"--fix {entry}: expected OBJECT=SCALE with one of the moving objects, {', '.join(object_names[1:])}."
+            )
+        try:
+            held.append(Held(object_names.index(name), float(value)))
+        except ValueError:
+            raise ConfigError(f"--fix {entry}: expected a number after {name}=, got {value!r}.") from None
+    return ScaleConstraints(tuple(held))
+
+
+def _interval_table(configurations: ConfigurationSet) -> Table:
+    table = Table(title="Object scales over the set that the occlusions allow")
+    for column in ("object", "from", "to", "bounded by"):
+        table.add_column(column, justify="right" if column in ("from", "to") else "left")
+    for interval in configurations.intervals:
+        ends = dict.fromkeys((interval.lo_bounded_by, interval.hi_bounded_by))
+        table.add_row(escape(interval.object_name), f"{interval.lo:.3f}", f"{interval.hi:.3f}", " and ".join(ends))
+    return table
