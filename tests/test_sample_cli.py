@@ -83,8 +83,8 @@ def test_the_printed_volume_is_that_of_uniform_draws(run: Path, tmp_path: Path, 
     drawn(run, tmp_path / "a.json", "--num", "5")
     told = float(capsys.readouterr().out.split("learned set fills ")[1].split(" %")[0]) / 100
     learned = open_run(run, Console(quiet=True)).learned
-    draws = uniform_scales(learned.scale_ranges, 100_000, torch.Generator().manual_seed(5))
-    assert told == pytest.approx(float(learned.network.is_valid(draws).double().mean()), rel=0.15)
+    draws = uniform_scales(learned.scale_ranges, 400_000, torch.Generator().manual_seed(5))
+    assert told == pytest.approx(float(learned.network.is_valid(draws).double().mean()), rel=0.25)
 
 
 @pytest.mark.parametrize(
