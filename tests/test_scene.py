@@ -54,7 +54,7 @@ def scene() -> Scene:
 
 @torch.no_grad()
 def test_a_training_view_does_not_change_with_an_objects_scale(scene: Scene):
-    near, far = (render_view(scene, torch.tensor([1.0, s]), time_step=1) for s in (0.6, 1.2))
+    near, far = (render_view(scene, torch.tensor([1.0, s]), time=1) for s in (0.6, 1.2))
     assert_close(near.rgb, far.rgb, atol=5e-3, rtol=0)
     ball = near.object_weights[..., 1] > 0.98
     assert ball.sum() > 20
@@ -131,3 +131,28 @@ def test_a_finer_picture_is_as_blurred_as_the_training_pixels(scene: Scene):
     assert_close(averaged.mean(), coarse.alpha.mean(), rtol=0.1, atol=0)
     narrow = render_view(scene, scales, 0, intrinsics=scene.intrinsics, size=(WIDTH, HEIGHT))
     assert_close(narrow.alpha, coarse.alpha)
+
+
+@torch.no_grad()
+def test_between_frames_everything_is_on_its_way(scene: Scene):
+    scales = torch.tensor([1.0, 0.7])
+    first, last = (scene.placement(scales, t) for t in (0, 1))
+    half = scene.placement(scales, 0.5)
+    assert_close(half.translations, (first.translations + last.translations) / 2)
+    assert_close(half.rotations @ half.rotations.transpose(1, 2), torch.eye(3).expand(2, 3, 3), atol=1e-5, rtol=0)
+    before, after = (
+        (a.transpose(1, 2) @ b) for a, b in ((first.rotations, half.rotations), (half.rotations, last.rotations))
+    )
+    assert_close(before, after, atol=1e-4, rtol=0)  # the same turn in each half
+    camera = scene.cam_from_world(0.25)
+    centres = [invert_rigid(scene.cam_from_world(t))[:3, 3] for t in (0, 1)]
+    assert_close(invert_rigid(camera)[:3, 3], torch.lerp(*centres, 0.25), atol=1e-5, rtol=0)
+    assert_close(scene.placement(scales, 1.0).translations, last.translations)
+
+
+@torch.no_grad()
+def test_an_object_without_a_pose_in_a_frame_is_gone_on_the_way_to_it(scene: Scene):
+    scene.objects[1].visible[1] = False
+    assert scene.visible(0).tolist() == [True, True]
+    assert scene.visible(0.5).tolist() == [True, False]
+    assert len(scene.place(torch.ones(2), 0.5).means) == len(scene.objects[0].gaussians)

@@ -42,16 +42,16 @@ class World:
 
 @torch.no_grad()
 def draw_world(
-    scene: Scene, world: World, time_step: int, camera: Camera, width: int, height: int, colouring: Colouring = "colour"
+    scene: Scene, world: World, time: float, camera: Camera, width: int, height: int, colouring: Colouring = "colour"
 ) -> UInt8[Tensor, "h w 3"]:
     """One world at one time over white, as browsers show it; all white where nothing is shown (`with_shown`)."""
-    if not bool(scene.visible(time_step).any()):
+    if not bool(scene.visible(time).any()):
         return torch.full((height, width, 3), 255, dtype=torch.uint8)
     like = scene.intrinsics
     view = render_view(
         scene,
         like.new_tensor(world.object_scales),
-        time_step,
+        time,
         camera.cam_from_world.to(like),
         camera.intrinsics(width, height).to(like),
         (width, height),
@@ -62,7 +62,7 @@ def draw_world(
 def draw_side_by_side(
     scene: Scene,
     worlds: Sequence[World],
-    time_step: int,
+    time: float,
     camera: Camera,
     width: int,
     height: int,
@@ -71,9 +71,7 @@ def draw_side_by_side(
     """Several worlds from one camera in a grid, each under its name; a picture is `width` x `height`."""
     columns = math.ceil(math.sqrt(len(worlds)))
     rows = [worlds[first : first + columns] for first in range(0, len(worlds), columns)]
-    pictures = [
-        [draw_world(scene, world, time_step, camera, width, height, colouring) for world in row] for row in rows
-    ]
+    pictures = [[draw_world(scene, world, time, camera, width, height, colouring) for world in row] for row in rows]
     return image_grid(pictures, [[world.name.replace("_", " ") for world in row] for row in rows])
 
 
@@ -82,12 +80,12 @@ def fly_through(
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """The pictures of a camera path, one after the other: of one world, or of several side by side."""
     for cam_from_world, fov_y, at in zip(path.cam_from_world, path.fov_y.tolist(), path.times.tolist(), strict=True):
-        time_step = min(max(round(at), 0), scene.num_frames - 1)
+        time = min(max(at, 0.0), scene.num_frames - 1.0)
         camera = Camera(cam_from_world, fov_y)
         if len(worlds) == 1:
-            yield draw_world(scene, worlds[0], time_step, camera, path.width, path.height, colouring)
+            yield draw_world(scene, worlds[0], time, camera, path.width, path.height, colouring)
         else:
-            yield draw_side_by_side(scene, worlds, time_step, camera, path.width, path.height, colouring)
+            yield draw_side_by_side(scene, worlds, time, camera, path.width, path.height, colouring)
 
 
 def with_shown(scene: Scene, shown: Sequence[bool]) -> Scene:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+SAME_DIRECTION = 1e-4  # radians
+
 
 def quat_to_rotmat(quats: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotation matrices of wxyz quaternions of any non-zero length."""
@@ -44,6 +46,18 @@ def rotmat_to_quat(rotmats: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batc
     best = squares.argmax(-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
     quats = torch.nn.functional.normalize(candidates.gather(-2, best).squeeze(-2), dim=-1)
     return torch.where(quats[..., :1] < 0, -quats, quats)
+
+
+def slerp(start: Float[Tensor, "*batch 4"], end: Float[Tensor, "*batch 4"], share: float) -> Float[Tensor, "*batch 4"]:
+    """Unit wxyz quaternions on the shorter way from `start` (share 0) to `end` (1) at even speed (Shoemake 1985)."""
+    cosine = (start * end).sum(dim=-1, keepdim=True)
+    end = torch.where(cosine < 0, -end, end)
+    angle = cosine.abs().clamp(max=1).acos()
+    even = angle < SAME_DIRECTION  # the sines vanish, the straight way is as good
+    sine = torch.where(even, 1.0, angle.sin())
+    before = torch.where(even, 1 - share, ((1 - share) * angle).sin() / sine)
+    after = torch.where(even, share, (share * angle).sin() / sine)
+    return torch.nn.functional.normalize(before * start + after * end, dim=-1)
 
 
 def quat_multiply(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:

@@ -98,30 +98,31 @@ class RenderedView:
 def render_view(
     scene: Scene,
     object_scales: Float[Tensor, "k"],
-    time_step: int,
+    time: float,
     cam_from_world: Float[Tensor, "4 4"] | None = None,
     intrinsics: Float[Tensor, "3 3"] | None = None,
     size: tuple[int, int] | None = None,
 ) -> RenderedView:
     """Render all objects at once under their similarity transforms: exact, interpenetration included.
 
-    `cam_from_world` is an OpenCV camera in the background's frame, the training camera by default, and `size`
+    `time` is in frames, also between two. `cam_from_world` is an OpenCV camera in the background's frame, the training
+    camera by default, and `size`
     (width, height) goes with `intrinsics`. In pictures with finer pixels than the training's, Gaussians are as wide as
     those were (`pixel_blur`).
     """
     if cam_from_world is None:
-        cam_from_world = scene.cam_from_world(time_step)
+        cam_from_world = scene.cam_from_world(time)
     if intrinsics is None:
         intrinsics = scene.intrinsics
     width, height = size or (scene.width, scene.height)
-    placed = scene.place(object_scales, time_step)
+    placed = scene.place(object_scales, time)
     camera_centre = invert_rigid(cam_from_world)[:3, 3]
-    colors = _colors_seen_from(scene, camera_centre, scene.placement(object_scales, time_step), time_step)
+    colors = _colors_seen_from(scene, camera_centre, scene.placement(object_scales, time), time)
     one_hot = torch.nn.functional.one_hot(placed.object_index, scene.num_objects).to(colors)
     rendered, alpha, _ = rasterize(
         placed.means,
         placed.quats,
-        _scales_for_focal(scene, placed, object_scales, time_step, float(intrinsics[1, 1])),
+        _scales_for_focal(scene, placed, object_scales, time, float(intrinsics[1, 1])),
         placed.opacities,
         torch.cat([colors, one_hot], dim=-1),
         viewmats=cam_from_world[None],
@@ -140,30 +141,30 @@ def render_view(
 
 
 def _scales_for_focal(
-    scene: Scene, placed: PlacedGaussians, object_scales: Float[Tensor, "k"], time_step: int, focal: float
+    scene: Scene, placed: PlacedGaussians, object_scales: Float[Tensor, "k"], time: float, focal: float
 ) -> Float[Tensor, "n 3"]:
     """Sizes of all visible objects' Gaussians for a picture: isotropic blur adds to the variance along every axis."""
     share = missing_blur(scene, focal)
     if share == 0:
         return placed.scales
-    visible = scene.visible(time_step)
+    visible = scene.visible(time)
     blurs = [object_scales[k] * pixel_blur(scene, k) for k in range(scene.num_objects) if visible[k]]
     return (placed.scales**2 + share * torch.cat(blurs)[:, None] ** 2).sqrt()
 
 
 def _colors_seen_from(
-    scene: Scene, centre: Float[Tensor, "3"], placement: Placement, time_step: int
+    scene: Scene, centre: Float[Tensor, "3"], placement: Placement, time: int
 ) -> Float[Tensor, "n 3"]:
     """Colours of all visible objects' Gaussians from a world point.
 
     The point is taken to each object's canonical frame, so no harmonics need to be rotated.
     """
-    visible = scene.visible(time_step)
+    visible = scene.visible(time)
     colors = []
     for k, group in enumerate(scene.objects):
         if not visible[k]:
             continue
-        means, _ = group.at(time_step)
+        means, _ = group.at(time)
         centre_obj = (centre - placement.translations[k]) @ placement.rotations[k] / placement.scales[k]
         harmonics = evaluate_sh(group.gaussians.sh_degree, means - centre_obj, group.gaussians.sh)
         colors.append((harmonics + 0.5).clamp_min(0))

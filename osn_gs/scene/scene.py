@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
-from osn_gs.geometry.se3 import invert_rigid, quat_multiply, rotmat_to_quat
+from osn_gs.geometry.se3 import invert_rigid, quat_multiply, quat_to_rotmat, rigid_matrix, rotmat_to_quat, slerp
 
 NEAR_PLANE = 0.01  # in scene units: only what touches the camera is cut; the scale ranges keep to near and far
 
@@ -29,7 +30,7 @@ class ObjectGroup(nn.Module):
         self.register_buffer("cam_from_obj", cam_from_obj)
         self.register_buffer("visible", visible)
 
-    def at(self, time_step: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 4"]]:
+    def at(self, time: float) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 4"]]:
         """Means and quaternions in the canonical frame at a time: the same at all times for a rigid object."""
         return self.gaussians.means, self.gaussians.quats
 
@@ -56,7 +57,8 @@ class Scene(nn.Module):
     """K objects filmed by one camera; object 0 is the background, whose frame is the world.
 
     `scale_ranges` [K, 2] holds the initial (lo, hi) of each object scale, `intrinsics` [3, 3] the camera's
-    K matrix in pixels for images of `width` x `height`.
+    K matrix in pixels for images of `width` x `height`. Times are in frames; between two of them the camera and the
+    objects go straight ahead and turn evenly.
     """
 
     def __init__(
@@ -92,19 +94,40 @@ class Scene(nn.Module):
     def object_names(self) -> tuple[str, ...]:
         return tuple(group.name for group in self.objects)
 
-    def cam_from_world(self, time_step: int) -> Float[Tensor, "4 4"]:
-        """The training camera of a frame, in the background's frame."""
-        return self.objects[0].cam_from_obj[time_step]
+    def cam_from_world(self, time: float) -> Float[Tensor, "4 4"]:
+        """The training camera at a time, in the background's frame."""
+        frame, share = divmod(time, 1)
+        before = self.objects[0].cam_from_obj[int(frame)]
+        if share == 0:
+            return before
+        ends = invert_rigid(torch.stack([before, self.objects[0].cam_from_obj[int(frame) + 1]]))
+        quats = rotmat_to_quat(ends[:, :3, :3])
+        rotation = quat_to_rotmat(slerp(quats[0], quats[1], share))
+        return invert_rigid(rigid_matrix(rotation, torch.lerp(ends[0, :3, 3], ends[1, :3, 3], share)))
 
-    def visible(self, time_step: int) -> Bool[Tensor, "k"]:
-        """Which objects have a pose in a frame; the others cannot be placed there."""
-        return torch.stack([group.visible[time_step] for group in self.objects])
+    def visible(self, time: float) -> Bool[Tensor, "k"]:
+        """Which objects have a pose at a time: in its frame, or the two around it; the others cannot be placed."""
+        frames = [math.floor(time), math.ceil(time)]
+        return torch.stack([group.visible[frames].all() for group in self.objects])
 
-    def placement(self, object_scales: Float[Tensor, "k"], time_step: int) -> Placement:
+    def placement(self, object_scales: Float[Tensor, "k"], time: float) -> Placement:
         """Where the objects stand in the world at a time (METHOD 2).
 
         Each object is scaled about the camera centre, p_cam = s (R x_obj + t), then taken to the world.
         """
+        frame, share = divmod(time, 1)
+        before = self._placement_in_frame(object_scales, int(frame))
+        if share == 0:
+            return before
+        after = self._placement_in_frame(object_scales, int(frame) + 1)
+        quats = slerp(rotmat_to_quat(before.rotations), rotmat_to_quat(after.rotations), share)
+        return Placement(
+            scales=object_scales,
+            rotations=quat_to_rotmat(quats),
+            translations=torch.lerp(before.translations, after.translations, share),
+        )
+
+    def _placement_in_frame(self, object_scales: Float[Tensor, "k"], time_step: int) -> Placement:
         cam_from_obj = torch.stack([group.cam_from_obj[time_step] for group in self.objects])
         world_from_cam = invert_rigid(self.cam_from_world(time_step))
         scaled_translations = object_scales[:, None] * cam_from_obj[:, :3, 3]
@@ -115,18 +138,18 @@ class Scene(nn.Module):
             translations=scaled_translations @ rotation.T + world_from_cam[:3, 3],
         )
 
-    def place(self, object_scales: Float[Tensor, "k"], time_step: int) -> PlacedGaussians:
+    def place(self, object_scales: Float[Tensor, "k"], time: float) -> PlacedGaussians:
         """All visible objects' Gaussians in the world, for object scales and a time.
 
         Means as in `placement`, sizes times the object scale, rotations turned with the object.
         """
-        placement = self.placement(object_scales, time_step)
-        visible = self.visible(time_step)
+        placement = self.placement(object_scales, time)
+        visible = self.visible(time)
         groups = []
         for k, group in enumerate(self.objects):
             if not visible[k]:
                 continue
-            means, quats = group.at(time_step)
+            means, quats = group.at(time)
             rotation = placement.rotations[k]
             turned = quat_multiply(rotmat_to_quat(rotation).expand_as(quats), quats)
             groups.append(
