@@ -40,6 +40,8 @@ class Session:
         self._closed = False
         self._lock = threading.RLock()
         self._busy = threading.Lock()
+        self._given: dict[int, Any] = {}  # by id of the element: values from the page that are still to be acted on
+        self._acting = threading.Lock()
         with client.atomic():  # the page comes whole: nothing can be pressed that leads to what is not there yet
             self._build_page()
         client.camera.on_update(lambda camera: self._camera_moved())
@@ -177,6 +179,32 @@ class Session:
                 self.failed(error)
 
         return handle
+
+    def on_value(self, element: Any, act: Callable[[Any], object]) -> None:
+        """Call `act` with what the user gives an element: one value after the other, those overtaken left out.
+
+        viser hands every message to another thread, and any of them may be the last to run.
+        """
+
+        async def note(event: viser.GuiEvent) -> None:  # at once and in order: the event loop runs it
+            if event.client is not None:
+                self._given[id(element)] = element.value
+
+        def act_on_newest(event: viser.GuiEvent) -> None:
+            with self._acting:
+                if id(element) in self._given:
+                    act(self._given.pop(id(element)))
+
+        element.on_update(note)
+        element.on_update(self.handler(act_on_newest))
+
+    def show_value(self, element: Any, value: Any) -> None:
+        """Give an element the state's value if it has another one: the browser moves what the user is at.
+
+        Not while the user's own value is on its way into the state: it would be lost.
+        """
+        if element.value != value and id(element) not in self._given:
+            element.value = value
 
     def run_long(self, work: Callable[[], None]) -> None:
         """One long piece of work at a time for each client."""

@@ -24,18 +24,16 @@ class Timeline:
         self.time = gui.add_slider("Frame", 0, last, 1, 0)
         self.play = gui.add_button(PLAY, icon=viser.Icon.PLAYER_PLAY, color="gray")
         self.speed = gui.add_slider("Frames a second", 1, 60, 1, 10)
-        self.time.on_update(session.handler(lambda event: self._go_to(int(self.time.value))))
+        session.on_value(self.time, self._go_to)
         self.play.on_click(session.handler(self._toggle))
-        self.speed.on_update(
-            session.handler(lambda event: session.channel.change(frames_per_second=float(self.speed.value)))
-        )
+        session.on_value(self.speed, lambda speed: session.channel.change(frames_per_second=float(speed)))
         command = gui.add_command("Play or pause", hotkey="P")
         command.on_trigger(session.handler(self._toggle))
 
     def show(self, state: ViewState) -> None:
         """Show the time and whether it runs."""
-        set_value(self.time, state.time_step)
-        set_value(self.speed, int(state.frames_per_second))
+        self._session.show_value(self.time, state.time_step)
+        self._session.show_value(self.speed, int(state.frames_per_second))
         label = PAUSE if state.playing else PLAY
         if self.play.label != label:
             self.play.label = label
@@ -46,9 +44,3 @@ class Timeline:
 
     def _toggle(self, event: Any) -> None:
         self._session.channel.change(playing=not self._session.state.playing)
-
-
-def set_value(element: Any, value: Any) -> None:
-    """Give an element a value if it is another one: the browser would be told, and move what the user is at."""
-    if element.value != value:
-        element.value = value

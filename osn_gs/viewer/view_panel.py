@@ -10,7 +10,6 @@ import viser
 
 from osn_gs.export.renderings import COLOURINGS
 from osn_gs.viewer.state import ViewState
-from osn_gs.viewer.timeline import set_value
 
 if TYPE_CHECKING:
     from osn_gs.viewer.session import Session
@@ -46,22 +45,21 @@ class ViewPanel:
 
     def _bind(self) -> None:
         session = self._session
-        self.follow.on_update(session.handler(lambda event: self._follow(self.follow.value)))
+        session.on_value(self.follow, self._follow)
         self.jump.on_click(session.handler(lambda event: session.look_through(session.state.time_step)))
-        self.colours.on_update(session.handler(lambda event: session.channel.change(colouring=self.colours.value)))
-        self.draw.on_update(session.handler(self._choose_drawing))
-        self.cameras.on_update(session.handler(self._choose_drawing))
-        self.paths.on_update(session.handler(self._choose_drawing))
+        session.on_value(self.colours, lambda colouring: session.channel.change(colouring=colouring))
+        for element in (self.draw, self.cameras, self.paths):
+            element.on_update(session.handler(self._choose_drawing))
         for k, checkbox in enumerate(self.shown):
-            checkbox.on_update(session.handler(lambda event, k=k, box=checkbox: self._show_object(k, box.value)))
-        self.shared.on_update(session.handler(lambda event: session.share(self.shared.value)))
+            session.on_value(checkbox, lambda is_shown, k=k: self._show_object(k, is_shown))
+        session.on_value(self.shared, session.share)
         self.show_frame.on_update(session.handler(lambda event: session.refresh()))
 
     def show(self, state: ViewState) -> None:
         """Show the state, and the video's frame where it is wanted."""
-        set_value(self.colours, state.colouring)
+        self._session.show_value(self.colours, state.colouring)
         for checkbox, is_shown in zip(self.shown, state.shown, strict=True):
-            set_value(checkbox, is_shown)
+            self._session.show_value(checkbox, is_shown)
         frame = self._video_frame(state)
         if frame is None:
             if self.frame is not None:

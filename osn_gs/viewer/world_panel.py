@@ -16,7 +16,6 @@ from osn_gs.export.renderings import World
 from osn_gs.object_scales.constraints import Held, ScaleConstraints
 from osn_gs.object_scales.known_sizes import scale_constraints_from_sizes
 from osn_gs.viewer.state import ViewState
-from osn_gs.viewer.timeline import set_value
 from osn_gs.viewer.worlds import ScaleStrip, Verdict
 
 if TYPE_CHECKING:
@@ -62,11 +61,11 @@ class WorldPanel:
         session, gui = self._session, self._session.client.gui
         self.choose.on_click(session.handler(lambda event: self._choose(self.choose.value)))
         for k, (slider, hold) in enumerate(zip(self.sliders, self.holds, strict=True), 1):
-            slider.on_update(session.handler(lambda event, k=k, slider=slider: self._scale(k, 2.0**slider.value)))
-            hold.on_update(session.handler(lambda event, k=k, hold=hold: self._hold(k, hold.value)))
+            session.on_value(slider, lambda value, k=k: self._scale(k, 2.0**value))
+            session.on_value(hold, lambda is_held, k=k: self._hold(k, is_held))
         self.nearest.on_click(session.handler(lambda event: self._go_to_nearest()))
         self.keep.on_click(session.handler(lambda event: self._keep()))
-        self.compare.on_update(session.handler(lambda event: session.channel.change(comparing=self.compare.value)))
+        session.on_value(self.compare, lambda compares: session.channel.change(comparing=compares))
         self.drop.on_click(session.handler(lambda event: session.channel.change(kept=(), comparing=False)))
         for label, hotkey in ((NEXT, "N"), (PREVIOUS, "B"), (SURPRISE, "S")):
             command = gui.add_command(f"{label} world" if label != SURPRISE else label, hotkey=hotkey)
@@ -79,9 +78,9 @@ class WorldPanel:
         for k, (slider, hold) in enumerate(zip(self.sliders, self.holds, strict=True), 1):
             value = min(max(self._on_slider(state.world.object_scales[k]), slider.min), slider.max)
             if abs(slider.value - value) > STEP / 2:
-                slider.value = value
-            set_value(hold, state.held[k])
-        set_value(self.compare, state.comparing)
+                self._session.show_value(slider, value)
+            self._session.show_value(hold, state.held[k])
+        self._session.show_value(self.compare, state.comparing)
         self.drop.visible = len(state.kept) > 0
         kept = "Nothing is kept yet." if not state.kept else "Kept: " + ", ".join(world.name for world in state.kept)
         if self.kept.content != kept:
