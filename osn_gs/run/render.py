@@ -1,0 +1,228 @@
+"""`tools/render.py`: pictures and videos of a run's configurations."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from osn_gs.config import parse_config
+from osn_gs.data.scene_data import SceneData
+from osn_gs.errors import ConfigError
+from osn_gs.evaluation.views import render_held_out
+from osn_gs.export.camera_path import read_camera_path
+from osn_gs.export.configurations import Configuration
+from osn_gs.export.previews import color_depth, color_ids, depth_range, to_uint8, write_png
+from osn_gs.export.renderings import Colouring, World, fly_through
+from osn_gs.export.video import write_video
+from osn_gs.files import write_bytes_atomic
+from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, swinging_path
+from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run
+from osn_gs.scene.render import RenderedView, render_view
+from osn_gs.scene.scene import Scene
+
+PROGRAM = "python tools/render.py"
+SWING, FILMED = "swing", "filmed"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Render a run's configurations: the views of a split as pictures, or a camera path as a video.
+
+    Pictures of a view: colour (.png), z-depth in scene units (.npy and colour map), object ids (.npy and palette).
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder of tools/train.py; by default the newest below runs/."""
+    split: Literal["path", "train", "test", "stereo"] = "path"
+    """Views of the scene folder, or a camera path of your own."""
+    configuration: str = "0"
+    """Which of configurations.json: its number or name, several with commas between, or all."""
+    path: str = SWING
+    """Camera path: swing (around the training camera), filmed (smoothly along the training cameras), or a file in
+    nerfstudio's format, as the viewer exports it."""
+    side_by_side: bool = False
+    """One video with all chosen configurations in it, each under its name."""
+    colouring: Colouring = "colour"
+    """What a video shows."""
+    seconds: float = 6.0
+    """Length of a video, where no file says it."""
+    fps: float = 24.0
+    """Pictures a second, where no file says it."""
+    height: int = 480
+    """Height of each picture of a video, where no file says it."""
+    out: Path | None = None
+    """Folder for what is rendered; by default RUN/renders."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        if not (self.seconds > 0 and self.fps > 0 and self.height >= 16):
+            raise ConfigError(
+                f"seconds, fps and height: expected more than 0, 0 and 15, got {self.seconds:g}, {self.fps:g} and "
+                f"{self.height}."
+            )
+
+
+class _View(NamedTuple):
+    """One picture to take: where it goes, and what it shows."""
+
+    name: str
+    picture: RenderedView
+
+
+def render_from_arguments(arguments: list[str]) -> int:
+    """Parse the command line, render and write; the exit code of the tool."""
+    config = parse_config(RenderConfig, arguments, PROGRAM)
+    console = Console(soft_wrap=True, highlight=False)
+    torch.set_num_threads(1)
+    device = choose_device(config.device)
+    run = open_run(config.run or newest_run(), console)
+    configurations = choose_configurations(run, config.configuration)
+    scene = run.trained.scene.to(device)
+    folder = (config.out or run.folder.root / "renders") / config.split
+    with Progress(console=console, transient=True) as progress:
+        if config.split == "path":
+            written = _render_videos(scene, configurations, config, folder, progress)
+        else:
+            written = _render_views(scene, _data(run, config.split), configurations, config.split, folder, progress)
+    for path in written:
+        console.print(f"Written: {escape(str(path))}")
+    return 0
+
+
+def choose_configurations(run: OpenedRun, chosen: str) -> tuple[Configuration, ...]:
+    """Configurations by number or name, comma-separated, or all; raises ConfigError for one that is not there."""
+    available = run.configurations
+    if not available:
+        raise ConfigError(
+            f"{run.folder.configurations}: no configurations yet; let the training end, or draw some with "
+            f"python tools/sample.py {run.folder.root}."
+        )
+    if chosen == "all":
+        return available
+    by_name = {str(index): sample for index, sample in enumerate(available)} | {s.name: s for s in available}
+    picked = []
+    for entry in chosen.split(","):
+        if entry.strip() not in by_name:
+            raise ConfigError(
+                f"--configuration {entry}: expected a number from 0 to {len(available) - 1}, a name such as "
+                f"{available[0].name}, or all."
+            )
+        picked.append(by_name[entry.strip()])
+    return tuple(picked)
+
+
+def camera_path(scene: Scene, world: World, config: RenderConfig) -> CameraPath:
+    """The path that the options ask for; the scene's frames run once while it is flown. A swing is about `world`."""
+    if config.path not in (SWING, FILMED):
+        return read_camera_path(Path(config.path), scene.num_frames)
+    num_views = max(round(config.seconds * config.fps), 2)
+    last = scene.num_frames - 1
+    width = round(config.height * scene.width / scene.height)
+    fov_y = 2 * math.atan(scene.height / (2 * float(scene.intrinsics[1, 1])))
+    if config.path == FILMED:
+        keyframes = [Keyframe(scene.cam_from_world(t), fov_y, t) for t in range(scene.num_frames)]
+        return interpolate_keyframes(keyframes, num_views, fps=config.fps, width=width, height=config.height)
+    times = torch.linspace(0, last, num_views)
+    middle = scene.cam_from_world(scene.num_frames // 2)
+    cameras = swinging_path(middle, _objects_distance(scene, world), num_views)
+    return CameraPath(cameras, torch.full_like(times, fov_y), times, config.fps, width, config.height)
+
+
+@torch.no_grad()
+def _objects_distance(scene: Scene, world: World) -> float:
+    """How far the moving objects are in a world, the median over objects and frames: what a swing turns about."""
+    depths = []
+    for group, object_scale in zip(scene.objects[1:], world.object_scales[1:], strict=True):
+        middle = group.gaussians.means.quantile(0.5, dim=0)
+        in_camera = group.cam_from_obj[:, :3, :3] @ middle + group.cam_from_obj[:, :3, 3]
+        depths.append(object_scale * in_camera[group.visible, 2])
+    return float(torch.cat(depths).median())
+
+
+def _render_videos(
+    scene: Scene, configurations: tuple[Configuration, ...], config: RenderConfig, folder: Path, progress: Progress
+) -> list[Path]:
+    worlds = [World(sample.name, sample.object_scales) for sample in configurations]
+    groups = {"side_by_side": worlds} if config.side_by_side else {world.name: [world] for world in worlds}
+    path = camera_path(scene, worlds[0], config)
+    written = []
+    for name, shown in groups.items():
+        target = folder / f"{name}.mp4"
+        pictures = fly_through(scene, shown, path, config.colouring)
+        write_video(target, _with_bar(pictures, progress, name, len(path.times)), path.fps)
+        written.append(target)
+    return written
+
+
+def _data(run: OpenedRun, split: str) -> SceneData:
+    if run.data is None:
+        raise ConfigError(f"--split {split}: its cameras are in the scene folder, which is not at hand; see above.")
+    if split != "train" and split not in run.data.held_out:
+        splits = ", ".join(["path", "train", *run.data.held_out])
+        raise ConfigError(f"--split {split}: {run.data.name} has no such views; it has {splits}.")
+    return run.data
+
+
+def _render_views(
+    scene: Scene,
+    data: SceneData,
+    configurations: tuple[Configuration, ...],
+    split: str,
+    folder: Path,
+    progress: Progress,
+) -> list[Path]:
+    written = []
+    for sample in configurations:
+        target = folder / sample.name
+        count = scene.num_frames if split == "train" else len(data.held_out[split])
+        for view in _with_bar(_views(scene, data, sample, split), progress, sample.name, count):
+            _write_view(target, view)
+        written.append(target)
+    return written
+
+
+@torch.no_grad()
+def _views(scene: Scene, data: SceneData, sample: Configuration, split: str) -> Iterator[_View]:
+    """The split's views under one configuration, by their own cameras."""
+    scales = sample.scales_like(scene.intrinsics)
+    if split == "train":
+        for t in range(scene.num_frames):
+            yield _View(f"{t:04d}", render_view(scene, scales, t))
+    else:
+        for view in data.held_out[split]:
+            yield _View(Path(view.name).name, render_held_out(scene, view, scales))
+
+
+def _write_view(folder: Path, view: _View) -> None:
+    picture = view.picture
+    write_png(folder / "rgb" / f"{view.name}.png", to_uint8(picture.rgb))
+    write_png(folder / "depth" / f"{view.name}.png", color_depth(picture.depth, *depth_range(picture.depth)))
+    write_png(folder / "object_ids" / f"{view.name}.png", color_ids(picture.object_ids))
+    _write_npy(folder / "depth" / f"{view.name}.npy", picture.depth.cpu().numpy())
+    _write_npy(folder / "object_ids" / f"{view.name}.npy", picture.object_ids.to(torch.uint8).cpu().numpy())
+
+
+def _write_npy(path: Path, values: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def _with_bar(items: Iterable[T], progress: Progress, name: str, total: int) -> Iterator[T]:
+    task = progress.add_task(name, total=total)
+    for item in items:
+        yield item
+        progress.advance(task)
