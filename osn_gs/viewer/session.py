@@ -38,6 +38,7 @@ class Session:
         self.draws_on_server = False
         self.follows_camera = False
         self._closed = False
+        self._judged: object = None  # what the verdict on the page is of
         self._lock = threading.RLock()
         self._busy = threading.Lock()
         self._given: dict[int, Any] = {}  # by id of the element: values from the page that are still to be acted on
@@ -95,11 +96,12 @@ class Session:
         """Show the newest state. Whoever changed it waits for this, so what fails is told to this client alone."""
         try:
             with self._lock:
+                if self._closed:
+                    return
                 self._show(self.state)
         except Exception as error:
             self.failed(error)
         self.server_view.ask()
-        self._judge.ask()
 
     def _show(self, state: ViewState) -> None:
         self.browser.draws_splats = not self._is_server_drawn(state)
@@ -108,11 +110,19 @@ class Session:
             panel.show(state)
         if self.follows_camera:
             self.look_through(state.time_step)
+        to_judge = (state.world, state.choice, state.choices, self.viewed.worlds)
+        if to_judge != self._judged:  # not at every tick of the clock: why it is not valid is said at rest
+            self._judged = to_judge
+            self._judge.ask()
 
     def reload(self) -> None:
-        """Send the scene again: it has been trained on."""
-        with self._lock:
-            self.browser.load(self.viewed.snapshot, self.state)
+        """Send the scene again: it has been trained on. What fails is told to this client, not to the training."""
+        try:
+            with self._lock:
+                if not self._closed:
+                    self.browser.load(self.viewed.snapshot, self.state)
+        except Exception as error:
+            self.failed(error)
         self.refresh()
 
     def look_through(self, time_step: int) -> None:
