@@ -72,8 +72,9 @@ class Viewer:
         with self._lock:
             sessions = tuple(self.sessions.values())
         choices = self.first_state().choices
-        if not self.shared.state.known_sizes and self.shared.state.choices != choices:
-            self.shared.change(choices=choices, choice=None)
+        for channel in {self.shared, *(session.channel for session in sessions)}:
+            if not channel.state.known_sizes and channel.state.choices != choices:
+                channel.change(choices=choices, choice=None)
         for session in sessions:
             session.reload()
 
