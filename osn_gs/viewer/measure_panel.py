@@ -57,7 +57,7 @@ class MeasurePanel:
         self._marks: list[Any] = []
         self._marked: tuple[World, int] | None = None  # the world and the time that the points were picked in
         self._picking = False
-        self._lengths = list(session.viewed.lengths)
+        self._between: dict[str, Length] = {}  # points that were picked, by label
         gui = session.client.gui
         self.help = gui.add_markdown(HELP)
         self.what = gui.add_dropdown("What is known", tuple(length.label for length in self._lengths))
@@ -69,6 +69,11 @@ class MeasurePanel:
         self.pick.on_click(session.handler(lambda event: self._start_picking()))
         self.add.on_click(session.handler(lambda event: self._add()))
         self.clear.on_click(session.handler(lambda event: self._know(())))
+
+    @property
+    def _lengths(self) -> tuple[Length, ...]:
+        """Of the scene as it is now: it may have been trained on since the page was opened."""
+        return (*self._session.viewed.lengths, *self._between.values())
 
     def show(self, state: ViewState) -> None:
         """Show the known sizes and what follows for the world shown; marks of points hold for one moment only."""
@@ -153,8 +158,7 @@ class MeasurePanel:
         units = length_between(first, second)
         name = self._session.viewed.scene.object_names[first.object]
         label = f"{name}: between picked points"
-        self._lengths = [length for length in self._lengths if length.label != label]
-        self._lengths.append(Length(label, first.object, units))
+        self._between[label] = Length(label, first.object, units)
         self.what.options = tuple(length.label for length in self._lengths)
         self.what.value = label
 
