@@ -19,7 +19,7 @@ from osn_gs.export.renderings import World, fly_through, with_shown
 from osn_gs.export.video import write_video
 from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, swinging_path
 from osn_gs.viewer.offline_page import offline_page
-from osn_gs.viewer.server_view import Job, camera_of, draw
+from osn_gs.viewer.server_view import camera_of, draw
 from osn_gs.viewer.state import ViewState
 from osn_gs.viewer.world_panel import vector
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VIDEO_HEIGHT = 480  # pixels, by default
 SECONDS_BETWEEN_KEYFRAMES = 2.0
 FRAMES_PER_SECOND = 24
+MOST_PIXELS = 7680 * 4320  # of a picture; a client may ask for any size, and memory is everyone's
 SHOWN, KEPT = "the world shown", "all kept worlds"
 MOMENT, SEQUENCE = "this moment", "all frames"
 
@@ -124,7 +125,8 @@ class ExportPanel:
     def _export_screenshot(self) -> None:
         """What this client sees, drawn here at the size of its window."""
         camera, state = self._session.client.camera, self._session.state
-        job = Job(self._session.viewed.scene, (state.world,), state.shown, state.time_step, state.colouring)
+        check_size(camera.image_width, camera.image_height)
+        job = self._session.job()
         picture = draw(job, camera_of(camera), camera.image_width, camera.image_height)
         encoded_well, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         assert encoded_well, f"OpenCV could not encode a picture of shape {picture.shape}"
@@ -134,6 +136,7 @@ class ExportPanel:
         """The camera path as a video; several worlds side by side where all kept ones are asked for."""
         worlds, state = self.worlds(), self._session.state
         scene, path = with_shown(self._session.viewed.scene, state.shown), self._camera_path()
+        check_size(path.width, path.height)
         pictures = fly_through(scene, worlds, path, state.colouring)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "path.mp4"
@@ -215,6 +218,12 @@ class ExportPanel:
 
     def _stem(self) -> str:
         return file_stem(self._session.state.world) if self.which.value == SHOWN else "kept_worlds"
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise OsnGsError for a picture that cannot be drawn here."""
+    if min(width, height) < 1 or width * height > MOST_PIXELS:
+        raise OsnGsError(f"a picture of {width}x{height} cannot be drawn; expected 1 to {MOST_PIXELS:,} pixels.")
 
 
 def file_stem(world: World) -> str:

@@ -50,7 +50,7 @@ class Session:
     def _build_page(self) -> None:
         client = self.client
         self.browser = BrowserView(client, self.viewed.snapshot, self.state)
-        self.server_view = ServerView(client, self._job, self.failed)
+        self.server_view = ServerView(client, self._server_job, self.failed)
         self.timeline = Timeline(self)
         tabs = client.gui.add_tab_group()
         with tabs.add_tab("World"):
@@ -167,11 +167,13 @@ class Session:
     def _compares(state: ViewState) -> bool:
         return state.comparing and len(state.kept) > 0
 
-    def _job(self) -> Job | None:
+    def _server_job(self) -> Job | None:
         """What the server has to draw for this client; None where the browser draws."""
+        return self.job() if self._is_server_drawn(self.state) else None
+
+    def job(self) -> Job:
+        """What this client looks at, for the server to draw."""
         state = self.state
-        if not self._is_server_drawn(state):
-            return None
         worlds = (state.world, *state.kept) if self._compares(state) else (state.world,)
         return Job(self.viewed.scene, worlds, state.shown, state.time_step, state.colouring)
 
