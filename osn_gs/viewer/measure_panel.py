@@ -111,15 +111,18 @@ class MeasurePanel:
         self._know((*known, KnownSize(length.object, length.units, metres, length.label)))
 
     def _know(self, known: tuple[KnownSize, ...]) -> None:
-        """Collapse the set to the worlds that agree with the sizes, and show one; nothing changes if none does."""
+        """Collapse the set to the worlds that agree with the sizes, and show one; nothing changes if none does.
+
+        Held scales stay in the worlds that are drawn.
+        """
         session = self._session
-        names = session.viewed.scene.object_names
-        constraints = scale_constraints_from_sizes(known, names).constraints
-        if not constraints.held and not constraints.tied:
+        by_sizes = scale_constraints_from_sizes(known, session.viewed.scene.object_names).constraints
+        if not by_sizes.held and not by_sizes.tied:
             state = session.viewer.first_state()
             session.channel.change(known_sizes=known, choices=state.choices, choice=None)
             return
         seed = session.state.seed
+        constraints = session.world_panel.constraints(known)
         vectors = [session.viewed.worlds.sample(seed + i, constraints) for i in range(CHOICES)]
         apart = torch.unique(torch.stack(vectors), dim=0)
         choices = tuple(World(f"known sizes, {i + 1}", tuple(scales)) for i, scales in enumerate(apart.tolist()))

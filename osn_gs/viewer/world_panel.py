@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from osn_gs.export.renderings import World
 from osn_gs.object_scales.constraints import Held, ScaleConstraints
-from osn_gs.object_scales.known_sizes import scale_constraints_from_sizes
+from osn_gs.object_scales.known_sizes import KnownSize, scale_constraints_from_sizes
 from osn_gs.viewer.state import ViewState
 from osn_gs.viewer.worlds import ScaleStrip, Verdict
 
@@ -99,12 +100,12 @@ class WorldPanel:
         except Exception as error:  # a thread of its own: nobody else would hear of it
             self._session.failed(error)
 
-    def constraints(self) -> ScaleConstraints:
+    def constraints(self, known_sizes: Sequence[KnownSize]) -> ScaleConstraints:
         """What new worlds have to agree with: held scales and known sizes."""
         state = self._session.state
         held = tuple(Held(k, state.world.object_scales[k]) for k, is_held in enumerate(state.held) if is_held)
         names = self._session.viewed.scene.object_names
-        return ScaleConstraints(held) & scale_constraints_from_sizes(state.known_sizes, names).constraints
+        return ScaleConstraints(held) & scale_constraints_from_sizes(known_sizes, names).constraints
 
     def _choose(self, which: str) -> None:
         if which == SURPRISE:
@@ -120,8 +121,9 @@ class WorldPanel:
         self._session.channel.update(go)
 
     def _surprise(self) -> None:
-        seed = self._session.state.seed + 1
-        scales = self._session.viewed.worlds.sample(seed, self.constraints())
+        state = self._session.state
+        seed = state.seed + 1
+        scales = self._session.viewed.worlds.sample(seed, self.constraints(state.known_sizes))
         self._session.channel.change(seed=seed, choice=None, world=world(f"surprise, seed {seed}", scales))
 
     def _scale(self, k: int, object_scale: float) -> None:
@@ -141,7 +143,7 @@ class WorldPanel:
 
     def _go_to_nearest(self) -> None:
         state = self._session.state
-        scales = self._session.viewed.worlds.nearest(vector(state.world), self.constraints())
+        scales = self._session.viewed.worlds.nearest(vector(state.world), self.constraints(state.known_sizes))
         self._session.channel.change(choice=None, world=world("nearest valid", scales))
 
     def _keep(self) -> None:
