@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,19 +10,7 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
+from osn_gs.benchmarks.headless_browser import CHROMIUM, FLAGS
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in; install chromium")
 
@@ -37,7 +24,7 @@ def browser(profile: Path, width: int = 1100, height: int = 760) -> Iterator[Any
             profile,
             executable_path=CHROMIUM,
             headless=True,
-            args=FLAGS,
+            args=list(FLAGS),
             viewport={"width": width, "height": height},
             accept_downloads=True,
         )

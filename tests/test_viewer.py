@@ -182,6 +182,7 @@ def test_time_moves_the_object_on_the_screen(page: Page, viewer: Viewer):
 
 
 def test_playing_goes_round_and_stops(page: Page, viewer: Viewer):
+    viewer.shared.change(frames_per_second=4.0)  # a busy machine may skip frames at more
     seen: list[int] = []
     listener = lambda: seen.append(viewer.shared.state.time_step)  # noqa: E731
     viewer.shared.listen(listener)
@@ -358,12 +359,14 @@ def test_a_screenshot_is_what_the_window_shows(page: Page):
     shot = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     camera = page.session.client.camera
     assert shot.shape[:2] == (camera.image_height, camera.image_width)
-    assert red(shot).mean() == pytest.approx(red(shown).mean(), rel=0.7)
+    box = page.window.locator("canvas").first.bounding_box()
+    ours, theirs = (np.array([positions.mean() for positions in np.nonzero(red(p))]) for p in (shot, shown))
+    assert np.abs(ours - theirs - (TOP, 10)).max() < 4 * shot.shape[0] / box["height"], "the ball is in the same place"
 
 
 def test_an_offline_page_moves_without_a_server(page: Page, window: Any, tmp_path: Path):
     page.tab("Export")
-    name, content = page.download(page.button("Offline page (.html)").click)
+    name, content = page.download(page.button("Offline page of this world (.html)").click)
     (tmp_path / name).write_bytes(content)
     requests = []
     alone = window.new_page()
@@ -388,9 +391,10 @@ def test_pictures_can_be_drawn_by_the_server(page: Page, viewer: Viewer):
     page.tab("View")
     for colours in ("colour", "depth", "objects"):
         viewer.shared.change(colouring=colours)
+        before = page.session.server_view.num_pictures
         page.session.view_panel.draw.value = "on the server"
         page.session.view_panel._choose_drawing(None)
-        wait_for(lambda: page.session.server_view.num_pictures > 0, "a picture")
+        wait_for(lambda before=before: page.session.server_view.num_pictures > before, "a picture")
         picture = page.settled()
         if colours == "colour":
             assert difference(picture, by_browser) < 12, "the same picture but for the browser's edges"

@@ -79,8 +79,9 @@ def num_files() -> int:
 
 
 def lasting_threads() -> set[str]:
-    """Names of threads, but for viser's pool, which starts up to 32 and keeps them."""
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("ThreadPoolExecutor")}
+    """Names of threads, but for the pools, viser's and the viewer's own, which start a few and keep them."""
+    pools = ("ThreadPoolExecutor", "viewer long work")
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith(pools)}
 
 
 def num_living(kind: type) -> int:
@@ -137,7 +138,7 @@ def test_many_clients_come_and_go(viewer: Viewer, server: viser.ViserServer, sec
         time.sleep(0.05)
     assert failures == []
     wait_for(lambda: num_living(Session) == 0, "all sessions to be forgotten", 120)  # the work at hand is finished
-    assert most >= NUM_CLIENTS / 3, "there was a crowd"
+    assert most >= NUM_CLIENTS / 6, "there was a crowd"
 
 
 def test_a_client_that_leaves_while_its_page_is_built(viewer: Viewer, server: viser.ViserServer, monkeypatch):

@@ -40,26 +40,7 @@ class World:
     object_scales: tuple[float, ...]
 
 
-@torch.no_grad()
-def draw_world(
-    scene: Scene, world: World, time: float, camera: Camera, width: int, height: int, colouring: Colouring = "colour"
-) -> UInt8[Tensor, "h w 3"]:
-    """One world at one time over white, as browsers show it; all white where nothing is shown (`with_shown`)."""
-    if not bool(scene.visible(time).any()):
-        return torch.full((height, width, 3), 255, dtype=torch.uint8)
-    like = scene.intrinsics
-    view = render_view(
-        scene,
-        like.new_tensor(world.object_scales),
-        time,
-        camera.cam_from_world.to(like),
-        camera.intrinsics(width, height).to(like),
-        (width, height),
-    )
-    return _coloured(view, colouring).cpu()
-
-
-def draw_side_by_side(
+def draw_worlds(
     scene: Scene,
     worlds: Sequence[World],
     time: float,
@@ -68,24 +49,57 @@ def draw_side_by_side(
     height: int,
     colouring: Colouring = "colour",
 ) -> UInt8[Tensor, "grid_h grid_w 3"]:
-    """Several worlds from one camera in a grid, each under its name; a picture is `width` x `height`."""
-    columns = math.ceil(math.sqrt(len(worlds)))
-    rows = [worlds[first : first + columns] for first in range(0, len(worlds), columns)]
-    pictures = [[draw_world(scene, world, time, camera, width, height, colouring) for world in row] for row in rows]
-    return image_grid(pictures, [[world.name.replace("_", " ") for world in row] for row in rows])
+    """One world at one time from one camera, or several in a grid, each `width` x `height` under its name.
+
+    Colours are over white, as browsers show them; depth is in one range for all worlds, so that they compare. A scene
+    of which nothing is shown (`with_shown`) is white.
+    """
+    views = _views(scene, worlds, time, camera, width, height)
+    return _composed(worlds, views, colouring, _depth_limits(views))
 
 
 def fly_through(
     scene: Scene, worlds: Sequence[World], path: CameraPath, colouring: Colouring = "colour"
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
-    """The pictures of a camera path, one after the other: of one world, or of several side by side."""
+    """The pictures of a camera path, one after the other, as `draw_worlds` makes them, all in one depth range."""
+    limits = None
     for cam_from_world, fov_y, at in zip(path.cam_from_world, path.fov_y.tolist(), path.times.tolist(), strict=True):
         time = min(max(at, 0.0), scene.num_frames - 1.0)
-        camera = Camera(cam_from_world, fov_y)
-        if len(worlds) == 1:
-            yield draw_world(scene, worlds[0], time, camera, path.width, path.height, colouring)
-        else:
-            yield draw_side_by_side(scene, worlds, time, camera, path.width, path.height, colouring)
+        views = _views(scene, worlds, time, Camera(cam_from_world, fov_y), path.width, path.height)
+        limits = limits or _depth_limits(views)
+        yield _composed(worlds, views, colouring, limits)
+
+
+@torch.no_grad()
+def _views(
+    scene: Scene, worlds: Sequence[World], time: float, camera: Camera, width: int, height: int
+) -> list[RenderedView]:
+    if not bool(scene.visible(time).any()):
+        nothing = torch.zeros(height, width)
+        blank = RenderedView(nothing[..., None].expand(-1, -1, 3), nothing, nothing, nothing[..., None])
+        return [blank] * len(worlds)
+    like = scene.intrinsics
+    cam_from_world, intrinsics = camera.cam_from_world.to(like), camera.intrinsics(width, height).to(like)
+    return [
+        render_view(scene, like.new_tensor(world.object_scales), time, cam_from_world, intrinsics, (width, height))
+        for world in worlds
+    ]
+
+
+def _depth_limits(views: Sequence[RenderedView]) -> tuple[float, float]:
+    return depth_range(torch.stack([view.depth for view in views]))
+
+
+def _composed(
+    worlds: Sequence[World], views: Sequence[RenderedView], colouring: Colouring, depth_limits: tuple[float, float]
+) -> UInt8[Tensor, "grid_h grid_w 3"]:
+    pictures = [_coloured(view, colouring, depth_limits).cpu() for view in views]
+    if len(pictures) == 1:
+        return pictures[0]
+    names = [world.name.replace("_", " ") for world in worlds]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    starts = range(0, len(pictures), columns)
+    return image_grid([pictures[i : i + columns] for i in starts], [names[i : i + columns] for i in starts])
 
 
 def with_shown(scene: Scene, shown: Sequence[bool]) -> Scene:
@@ -99,9 +113,9 @@ def with_shown(scene: Scene, shown: Sequence[bool]) -> Scene:
     return Scene(objects, scene.intrinsics, scene.width, scene.height, scene.scale_ranges, scene.near, scene.far)
 
 
-def _coloured(view: RenderedView, colouring: Colouring) -> UInt8[Tensor, "h w 3"]:
+def _coloured(view: RenderedView, colouring: Colouring, depth_limits: tuple[float, float]) -> UInt8[Tensor, "h w 3"]:
     if colouring == "depth":
-        return color_depth(view.depth, *depth_range(view.depth))
+        return color_depth(view.depth, *depth_limits)
     if colouring == "objects":
         return color_ids(view.object_ids)
     return to_uint8(view.rgb + 1 - view.alpha[..., None])

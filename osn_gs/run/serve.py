@@ -33,7 +33,7 @@ def start_server(host: str, port: int, label: str, console: Console) -> viser.Vi
 def address(server: viser.ViserServer) -> str:
     """What to open in a browser."""
     host = server.get_host()
-    return f"http://{LOOPBACK if host in ('0.0.0.0', '::') else host}:{server.get_port()}"
+    return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{server.get_port()}"
 
 
 def _check_address(host: str) -> None:

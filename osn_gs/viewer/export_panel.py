@@ -45,7 +45,7 @@ class ExportPanel:
         self.which = gui.add_dropdown("Export", (SHOWN, KEPT))
         self.span = gui.add_dropdown("Times", (MOMENT, SEQUENCE))
         self.ply = gui.add_button("Gaussians (.ply)", icon=viser.Icon.DOWNLOAD)
-        self.page = gui.add_button("Offline page (.html)", icon=viser.Icon.DOWNLOAD, color="gray")
+        self.page = gui.add_button("Offline page of this world (.html)", icon=viser.Icon.DOWNLOAD, color="gray")
         self.screenshot = gui.add_button("Screenshot (.png)", icon=viser.Icon.CAMERA, color="gray")
         with gui.add_folder("Camera path"):
             self.add_view = gui.add_button("Add this view", icon=viser.Icon.PLUS, color="gray")
@@ -88,7 +88,9 @@ class ExportPanel:
     def _export_ply(self) -> None:
         """One .ply file for one moment of one world, else a .zip of folders with manifests."""
         worlds, state = self.worlds(), self._session.state
-        scene = self._session.viewed.scene
+        scene = with_shown(self._session.viewed.scene, state.shown)
+        if not any(state.shown):
+            raise OsnGsError("no object is shown, so none would be exported; show some in the View tab.")
         times = [state.time_step] if self.span.value == MOMENT else list(range(scene.num_frames))
         with tempfile.TemporaryDirectory() as folder:
             for world in worlds:
@@ -148,6 +150,8 @@ class ExportPanel:
             self.progress.visible = True
             for done, picture in enumerate(pictures, 1):
                 yield picture
+                if self._session.is_closed:
+                    raise OsnGsError("the client has gone; its video is left.")
                 self.progress.value = 100 * done / total
         finally:
             self.progress.visible = False

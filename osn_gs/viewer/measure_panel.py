@@ -68,7 +68,7 @@ class MeasurePanel:
         self.facts = gui.add_markdown("")
         self.pick.on_click(session.handler(lambda event: self._start_picking()))
         self.add.on_click(session.handler(lambda event: self._add()))
-        self.clear.on_click(session.handler(lambda event: self._know(())))
+        self.clear.on_click(session.handler(lambda event: session.run_long(lambda: self._know(()))))
 
     @property
     def _lengths(self) -> tuple[Length, ...]:
@@ -108,7 +108,8 @@ class MeasurePanel:
         if not (metres > 0 and math.isfinite(metres)):
             raise OsnGsError(f"{length.label}: expected a length above 0 m, got {metres:g}.")
         known = tuple(size for size in self._session.state.known_sizes if size.label != length.label)
-        self._know((*known, KnownSize(length.object, length.units, metres, length.label)))
+        size = KnownSize(length.object, length.units, metres, length.label)
+        self._session.run_long(lambda: self._know((*known, size)))
 
     def _know(self, known: tuple[KnownSize, ...]) -> None:
         """Collapse the set to the worlds that agree with the sizes, and show one; nothing changes if none does.
@@ -131,8 +132,10 @@ class MeasurePanel:
         session.tell("The set has collapsed", f"{left}.", "green")
 
     def _start_picking(self) -> None:
-        """Listen for two clicks into the scene."""
-        self._forget_picks()
+        """Listen for two clicks into the scene; it stands still for them."""
+        self._session.channel.change(playing=False)
+        with self._session.lock:
+            self._forget_picks()
         self._session.tell("Pick two points", "Click on two points of one object, or of the background.", "blue")
         if not self._picking:
             self._picking = True
@@ -150,12 +153,13 @@ class MeasurePanel:
         )
         if picked is None:
             raise OsnGsError("nothing is hit there; click on an object or the background.")
-        self._picks.append(picked)
-        self._marked = (state.world, state.time_step)
-        self._mark(picked)
-        if len(self._picks) == 2:
-            self._stop_picking()
-            self._measure(*self._picks)
+        with session.lock:
+            self._picks.append(picked)
+            self._marked = (state.world, state.time_step)
+            self._mark(picked)
+            if len(self._picks) == 2:
+                self._stop_picking()
+                self._measure(*self._picks)
 
     def _measure(self, first: Picked, second: Picked) -> None:
         units = length_between(first, second)

@@ -16,7 +16,7 @@ import torch
 import viser
 from jaxtyping import UInt8
 
-from osn_gs.export.renderings import Camera, Colouring, World, draw_side_by_side, draw_world, with_shown
+from osn_gs.export.renderings import Camera, Colouring, World, draw_worlds, with_shown
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, rigid_matrix
 from osn_gs.scene.scene import Scene
 from osn_gs.viewer.state import NewestWins
@@ -25,6 +25,7 @@ LARGEST_HEIGHT = 1080  # pixels, of a picture at rest on CUDA
 LARGEST_HEIGHT_CPU = 480
 LARGEST_ASPECT = 8.0  # of a picture; a client may say anything of its window
 SMALLEST_PIXELS = 96 * 54
+SECONDS_BETWEEN_COMPLAINTS = 10.0
 MOVING_SECONDS = 0.06  # for one picture while the camera moves; its size follows
 
 
@@ -49,6 +50,7 @@ class ServerView:
         self._failed = failed
         self._moving_pixels = 320.0 * 180.0
         self._shows_picture = False
+        self._told = -math.inf
         self.num_pictures = 0
         self._worker = NewestWins(f"server view of client {client.client_id}", self._draw)
 
@@ -59,7 +61,7 @@ class ServerView:
         self._worker.stop()
 
     def _draw(self, settled: bool) -> None:
-        """Send one picture; what goes wrong is told once the camera rests, and the next request tries again."""
+        """Send one picture; what goes wrong is told now and then, and the next request tries again."""
         try:
             job = self._job()
             if job is None:
@@ -78,7 +80,8 @@ class ServerView:
                 hurry = MOVING_SECONDS / max(time.monotonic() - started, 1e-4)
                 self._moving_pixels = max(SMALLEST_PIXELS, self._moving_pixels * min(max(hurry, 0.5), 2.0))
         except Exception as error:
-            if settled:
+            if settled or time.monotonic() > self._told + SECONDS_BETWEEN_COMPLAINTS:
+                self._told = time.monotonic()
                 self._failed(error)
 
     def _size(self, job: Job, settled: bool) -> tuple[int, int]:
@@ -95,14 +98,12 @@ class ServerView:
 def draw(job: Job, camera: Camera, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
     """A picture of `width` x `height`: of one world, or a grid of several that fills it."""
     scene = with_shown(job.scene, job.shown)
-    if len(job.worlds) == 1:
-        return draw_world(scene, job.worlds[0], job.time_step, camera, width, height, job.colouring).numpy()
     columns = math.ceil(math.sqrt(len(job.worlds)))
     rows = math.ceil(len(job.worlds) / columns)
-    grid = draw_side_by_side(
+    picture = draw_worlds(
         scene, job.worlds, job.time_step, camera, width // columns, height // rows, job.colouring
     ).numpy()
-    return _letterboxed(grid, width / height)
+    return picture if len(job.worlds) == 1 else _letterboxed(picture, width / height)
 
 
 def _letterboxed(picture: UInt8[np.ndarray, "h w 3"], aspect: float) -> UInt8[np.ndarray, "h2 w2 3"]:

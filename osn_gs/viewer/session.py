@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NOTICE_SECONDS = 8.0
 SAME_PLACE = 1e-3  # of the objects' distance: nearer, a camera is where it was put
+SAME_DIRECTION = 1e-6  # 1 - cosine
+SAME_FIELD = 1e-3  # radians
 
 
 class Session:
@@ -38,19 +40,25 @@ class Session:
         self.draws_on_server = False
         self.follows_camera = False
         self._closed = False
+        self._workers: list[NewestWins | ServerView] = []
         self._judged: object = None  # what the verdict on the page is of
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # of everything on this client's page
         self._busy = threading.Lock()
         self._given: dict[int, Any] = {}  # by id of the element: values from the page that are still to be acted on
         self._acting = threading.Lock()
-        with client.atomic():  # the page comes whole: nothing can be pressed that leads to what is not there yet
-            self._build_page()
+        try:
+            with client.atomic():  # the page comes whole: nothing can be pressed that leads to what is not there yet
+                self._build_page()
+        except BaseException:
+            self.close()
+            raise
         client.camera.on_update(lambda camera: self._camera_moved())
 
     def _build_page(self) -> None:
         client = self.client
         self.browser = BrowserView(client, self.viewed.snapshot, self.state)
         self.server_view = ServerView(client, self._server_job, self.failed)
+        self._workers.append(self.server_view)
         self.timeline = Timeline(self)
         tabs = client.gui.add_tab_group()
         with tabs.add_tab("World"):
@@ -63,6 +71,7 @@ class Session:
         with tabs.add_tab("Export"):
             self.export_panel = ExportPanel(self)
         self._judge = NewestWins(f"judge of client {client.client_id}", self.world_panel.judge)
+        self._workers.append(self._judge)
         self.channel.listen(self.refresh)
         self.refresh()
 
@@ -76,15 +85,15 @@ class Session:
 
     def close(self) -> None:
         """End this client's threads and hear no more of the state."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             self.channel.leave(self.refresh)
-        self._judge.stop()
-        self.server_view.stop()
+        for worker in self._workers:
+            worker.stop()
 
     def share(self, shared: bool) -> None:
         """Look at the state that everyone shares, or at one's own, which starts as a copy of it."""
-        with self._lock:
+        with self.lock:
             if self._closed:  # the click was handled after the client had gone
                 return
             self.channel.leave(self.refresh)
@@ -95,7 +104,7 @@ class Session:
     def refresh(self) -> None:
         """Show the newest state. Whoever changed it waits for this, so what fails is told to this client alone."""
         try:
-            with self._lock:
+            with self.lock:
                 if self._closed:
                     return
                 self._show(self.state)
@@ -118,7 +127,7 @@ class Session:
     def reload(self) -> None:
         """Send the scene again: it has been trained on. What fails is told to this client, not to the training."""
         try:
-            with self._lock:
+            with self.lock:
                 if not self._closed:
                     self.browser.load(self.viewed.snapshot, self.state)
         except Exception as error:
@@ -151,12 +160,13 @@ class Session:
         """A camera that follows the training camera goes back to it; pictures drawn here are drawn again."""
         snapshot = self.viewed.snapshot
         if self.follows_camera:
-            away = np.array(self.client.camera.position) - snapshot.camera_centres[self.state.time_step]
-            forward = snapshot.cam_from_world[self.state.time_step, 2, :3]
-            look = np.array(self.client.camera.look_at) - np.array(self.client.camera.position)
-            turned = 1 - float(look @ forward) / max(float(np.linalg.norm(look)), 1e-12)
-            if np.linalg.norm(away) > SAME_PLACE * snapshot.distance or turned > SAME_PLACE:
-                with self._lock:
+            camera, time_step = self.client.camera, self.state.time_step
+            away = np.linalg.norm(np.array(camera.position) - snapshot.camera_centres[time_step])
+            look = np.array(camera.look_at) - np.array(camera.position)
+            along = float(look @ snapshot.cam_from_world[time_step, 2, :3]) / max(float(np.linalg.norm(look)), 1e-12)
+            refitted = abs(camera.fov - self._fitting_fov()) > SAME_FIELD  # the window has another shape
+            if away > SAME_PLACE * snapshot.distance or 1 - along > SAME_DIRECTION or refitted:
+                with self.lock:
                     self.look_through(self.state.time_step)
         self.server_view.ask()
 
@@ -181,16 +191,18 @@ class Session:
         """`act` as a callback of this client's page: what goes wrong becomes a notice, and the viewer lives on."""
 
         def handle(event: Any) -> None:
-            if getattr(event, "client", self.client) is None:  # not the user but `refresh` changed an element
-                return
-            try:
-                act(event)
-            except OsnGsError as error:
-                self.tell("That does not work", str(error), "red")
-            except Exception as error:
-                self.failed(error)
+            if getattr(event, "client", self.client) is not None:  # else not the user but `refresh` changed an element
+                self._attempt(lambda: act(event))
 
         return handle
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OsnGsError as error:
+            self.tell("That does not work", str(error), "red")
+        except Exception as error:
+            self.failed(error)
 
     def on_value(self, element: Any, act: Callable[[Any], object]) -> None:
         """Call `act` with what the user gives an element: one value after the other, those overtaken left out.
@@ -218,15 +230,25 @@ class Session:
         if element.value != value and id(element) not in self._given:
             element.value = value
 
-    def run_long(self, work: Callable[[], None]) -> None:
-        """One long piece of work at a time for each client."""
+    def run_long(self, work: Callable[[], object]) -> None:
+        """One long piece of work at a time for each client, a few at a time for all: clicks and cameras do not wait."""
         if not self._busy.acquire(blocking=False):
-            self.tell("Still at work", "Wait until the bar is full.", "yellow")
+            self.tell("Still at work", "Wait for what was asked before.", "yellow")
             return
-        try:
-            work()
-        finally:
-            self._busy.release()
+
+        def run() -> None:
+            try:
+                if not self._closed:
+                    self._attempt(work)
+            finally:
+                self._busy.release()
+
+        self.viewer.long_work.submit(run)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client has gone: nobody waits for what is still at work."""
+        return self._closed
 
     def failed(self, error: Exception) -> None:
         """What nobody foresaw: the user is told, whoever runs the viewer sees where."""

@@ -41,6 +41,7 @@ class ViewPanel:
         self.shared = gui.add_checkbox("Share with everyone", True, hint="Off: what you change, only you see.")
         self.show_frame = gui.add_checkbox("Video frame", False, visible=session.viewed.frames is not None)
         self.frame = None
+        self._framed: int | None = None  # the time that the frame on the page is of
         self._bind()
 
     def _bind(self) -> None:
@@ -68,8 +69,9 @@ class ViewPanel:
         elif self.frame is None:
             with self._session.view_tab:
                 self.frame = self._session.client.gui.add_image(frame, label="as filmed", format="jpeg")
-        else:
+        elif self._framed != state.time_step:
             self.frame.image = frame
+        self._framed = state.time_step
 
     def _video_frame(self, state: ViewState) -> np.ndarray | None:
         frames = self._session.viewed.frames

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from osn_gs.viewer.state import Channel, ViewState
 from osn_gs.viewer.worlds import Worlds
 
 TICK = 0.01  # seconds between two looks at who plays
+LONG_WORKERS = 4  # searches and exports at a time
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Viewer:
         self.viewed = viewed
         self.shared = Channel(self.first_state())
         self.sessions: dict[int, Session] = {}
+        self.long_work = ThreadPoolExecutor(LONG_WORKERS, "viewer long work")
         self._server = server
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -67,8 +70,8 @@ class Viewer:
         return ViewState(choices[0], choices, shown=(True,) * num_objects, held=(False,) * num_objects)
 
     def show(self, viewed: Viewed) -> None:
-        """Swap what is looked at, for a run that has learned more of the same objects."""
-        self.viewed = viewed
+        """Swap what is looked at, for a run that has learned more of the same objects; up stays where it was."""
+        self.viewed = replace(viewed, snapshot=replace(viewed.snapshot, up=self.viewed.snapshot.up))
         with self._lock:
             sessions = tuple(self.sessions.values())
         choices = self.first_state().choices
@@ -85,6 +88,7 @@ class Viewer:
             sessions, self.sessions = tuple(self.sessions.values()), {}
         for session in sessions:
             session.close()
+        self.long_work.shutdown(wait=False, cancel_futures=True)
 
     def _configure(self) -> None:
         server, snapshot = self._server, self.viewed.snapshot

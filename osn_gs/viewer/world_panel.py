@@ -64,7 +64,7 @@ class WorldPanel:
         for k, (slider, hold) in enumerate(zip(self.sliders, self.holds, strict=True), 1):
             session.on_value(slider, lambda value, k=k: self._scale(k, 2.0**value))
             session.on_value(hold, lambda is_held, k=k: self._hold(k, is_held))
-        self.nearest.on_click(session.handler(lambda event: self._go_to_nearest()))
+        self.nearest.on_click(session.handler(lambda event: session.run_long(self._go_to_nearest)))
         self.keep.on_click(session.handler(lambda event: self._keep()))
         session.on_value(self.compare, lambda compares: session.channel.change(comparing=compares))
         self.drop.on_click(session.handler(lambda event: session.channel.change(kept=(), comparing=False)))
@@ -109,7 +109,7 @@ class WorldPanel:
 
     def _choose(self, which: str) -> None:
         if which == SURPRISE:
-            self._surprise()
+            self._session.run_long(self._surprise)
             return
         step = 1 if which == NEXT else -1
 
