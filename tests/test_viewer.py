@@ -22,6 +22,7 @@ from viewer_scene import BALL_DEPTH, FRAMES, WALL_DEPTH, viewed_wall_and_ball
 
 from osn_gs.export.camera_path import read_camera_path
 from osn_gs.export.ply import read_gaussian_ply
+from osn_gs.export.renderings import World
 from osn_gs.geometry.cameras import orbit
 from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.run.open_run import open_run
@@ -264,7 +265,7 @@ def test_a_held_scale_stays(page: Page, viewer: Viewer):
 
 def test_known_sizes_collapse_the_set(page: Page, viewer: Viewer):
     lengths = {length.label: length for length in page.session.measure_panel._lengths}
-    travelled, ball = lengths["camera: way travelled"], lengths["ball: length"]
+    travelled, ball = lengths["camera: way travelled"], lengths["ball: longest side"]
     page.tab("Measure")
     for label, metres in ((travelled.label, 2 * travelled.units), (ball.label, 2 * 0.8 * ball.units)):
         page.window.get_by_label("What is known").first.click()
@@ -367,6 +368,7 @@ def test_a_screenshot_is_what_the_window_shows(page: Page):
 def test_an_offline_page_moves_without_a_server(page: Page, window: Any, tmp_path: Path):
     page.tab("Export")
     name, content = page.download(page.button("Offline page of this world (.html)").click)
+    assert b"<title>wall and ball: contact</title>" in content
     (tmp_path / name).write_bytes(content)
     requests = []
     alone = window.new_page()
@@ -384,6 +386,24 @@ def test_an_offline_page_moves_without_a_server(page: Page, window: Any, tmp_pat
     wait_for(moves, "the ball to move", 60)
     alone.close()
     assert [url for url in requests if url.startswith(("http://", "https://", "ws://"))] == []
+
+
+def test_an_offline_page_sorts_its_splats(page: Page, window: Any, viewer: Viewer, tmp_path: Path):
+    """Opened as a file, where browsers start no worker that is a module. Unsorted, the ball is drawn over the wall."""
+    viewer.shared.change(world=World("behind the wall", (1.0, 1.45)), choice=None)
+    page.tab("Export")
+    name, content = page.download(page.button("Offline page of this world (.html)").click)
+    (tmp_path / name).write_bytes(content)
+    alone = window.new_page()
+    alone.goto(f"file://{tmp_path / name}?fixedDpr=1")
+
+    def shot() -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(alone.screenshot())).convert("RGB"))
+
+    wait_for(lambda: (shot().min(axis=2) < 200).mean() > 0.5, "the wall")
+    alone.wait_for_timeout(2000)
+    assert red(shot()).mean() < 0.002
+    alone.close()
 
 
 def test_pictures_can_be_drawn_by_the_server(page: Page, viewer: Viewer):

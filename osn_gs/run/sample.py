@@ -14,8 +14,9 @@ from rich.table import Table
 from osn_gs.config import parse_config
 from osn_gs.errors import ConfigError
 from osn_gs.export.configurations import ConfigurationSet, write_configurations
-from osn_gs.object_scales.constraints import FREE, Held, ScaleConstraints, naming_objects
+from osn_gs.object_scales.constraints import FREE, Held, ScaleConstraints, naming_objects, reduce_scales
 from osn_gs.run.drawing import draw_configurations, set_volume
+from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import newest_run, open_run
 
 PROGRAM = "python tools/sample.py"
@@ -23,10 +24,10 @@ PROGRAM = "python tools/sample.py"
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Draw configurations of a trained run, each a scale for every object, into its configurations.json.
+    """Draw configurations of a trained run, each a scale for every object.
 
-    The page of tools/view.py and tools/render.py then show these. The contact configuration stays the first where no
-    scale is fixed.
+    They replace those in RUN/configurations.json, which tools/view.py and tools/render.py show; the contact
+    configuration stays the first. With --fix they go to a file of their own, RUN/configurations_OBJECT_SCALE.json.
     """
 
     run: tyro.conf.Positional[Path | None] = None
@@ -34,13 +35,14 @@ class SampleConfig:
     num: int = 100
     """Configurations to draw."""
     fix: tuple[str, ...] = ()
-    """Scales that are known, as OBJECT=SCALE: only configurations with them are drawn."""
+    """Scales that are known, as OBJECT=SCALE (the scale that the viewer writes under its slider): only configurations
+    with them are drawn."""
     diverse: bool = False
     """Draw configurations far from each other, not evenly over the set."""
     seed: int = 0
     """Of the draws."""
     out: Path | None = None
-    """File to write in place of the run's own configurations.json."""
+    """File to write, in place of these."""
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -55,11 +57,13 @@ def sample_from_arguments(arguments: list[str]) -> int:
     run = open_run(config.run or newest_run(), console)
     learned = run.learned
     constraints = parse_fixed_scales(config.fix, learned.object_names)
+    with naming_objects(learned.object_names):
+        reduce_scales(learned.scale_ranges, constraints)  # what cannot be is told before the work
     generator = torch.Generator().manual_seed(config.seed)
     with console.status("drawing"), naming_objects(learned.object_names):
         configurations = draw_configurations(learned, config.num, generator, constraints, config.diverse)
         volume = set_volume(learned, constraints, generator)
-    target = config.out or run.folder.configurations
+    target = config.out or _default_file(run.folder, config.fix)
     write_configurations(target, configurations)
     if configurations.intervals:
         console.print(_interval_table(configurations))
@@ -70,6 +74,12 @@ def sample_from_arguments(arguments: list[str]) -> int:
     )
     console.print(f"{len(configurations.configurations)} configurations are in {escape(str(target))}.")
     return 0
+
+
+def _default_file(folder: RunFolder, fixed: tuple[str, ...]) -> Path:
+    if not fixed:
+        return folder.configurations
+    return folder.root / f"configurations_{'_'.join(entry.replace('=', '_') for entry in fixed)}.json"
 
 
 def parse_fixed_scales(fixed: tuple[str, ...], object_names: tuple[str, ...]) -> ScaleConstraints:

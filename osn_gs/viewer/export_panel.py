@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -119,8 +120,9 @@ class ExportPanel:
 
     def _export_page(self) -> None:
         state = self._session.state
+        title = f"{self._session.viewed.name}: {state.world.name}"
         page = offline_page(
-            self._session.viewed.snapshot, state.world.object_scales, state.shown, state.frames_per_second
+            title, self._session.viewed.snapshot, state.world.object_scales, state.shown, state.frames_per_second
         )
         self._download(f"{file_stem(state.world)}.html", page.encode())
 
@@ -218,7 +220,7 @@ class ExportPanel:
 
     def _download(self, name: str, content: bytes) -> None:
         self._session.client.send_file_download(name, content, save_immediately=True)
-        self._session.tell("Exported", f"{name}, {len(content) / 1e6:.1f} MB, is in your downloads.", "green")
+        self._session.tell("Exported", f"{name}, {megabytes(len(content))}, is in your downloads.", "green")
 
     def _stem(self) -> str:
         return file_stem(self._session.state.world) if self.which.value == SHOWN else "kept_worlds"
@@ -230,6 +232,10 @@ def check_size(width: int, height: int) -> None:
         raise OsnGsError(f"a picture of {width}x{height} cannot be drawn; expected 1 to {MOST_PIXELS:,} pixels.")
 
 
+def megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
 def file_stem(world: World) -> str:
     """A world's name as a file's."""
-    return "".join(letter if letter.isalnum() else "_" for letter in world.name).strip("_") or "world"
+    return "_".join(re.findall(r"\w+", world.name)) or "world"

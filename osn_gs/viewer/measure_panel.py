@@ -23,7 +23,7 @@ CHOICES = 16  # worlds drawn from what the known sizes leave
 MARK_SIZE = 0.012  # of the objects' distance
 
 HELP = (
-    "Metres are known of nothing yet. A length of the **background** (camera height, camera travel, two points on it) "
+    "Say what you know in metres. A length of the **background** (camera height, way travelled, two points on it) "
     "fixes the unit; then a length of an **object** fixes its scale. Lengths of two objects fix their ratio."
 )
 
@@ -39,7 +39,9 @@ class Length(NamedTuple):
 def lengths_of(scene: Scene) -> tuple[Length, ...]:
     """What can be measured without picking points."""
     lengths = [
-        Length(f"{name}: length", k, object_length(scene, k)) for k, name in enumerate(scene.object_names) if k > 0
+        Length(f"{name}: longest side", k, object_length(scene, k))
+        for k, name in enumerate(scene.object_names)
+        if k > 0
     ]
     lengths.append(Length("camera: way travelled", 0, camera_travel(scene)))
     height = camera_height(scene)
@@ -62,12 +64,16 @@ class MeasurePanel:
         self.help = gui.add_markdown(HELP)
         self.what = gui.add_dropdown("What is known", tuple(length.label for length in self._lengths))
         self.pick = gui.add_button("Pick two points", icon=viser.Icon.RULER, color="gray")
-        self.metres = gui.add_number("Metres", 1.0, min=0.0, step=0.01)
+        self.metres = gui.add_number("Metres", 1.0, step=0.01)
         self.add = gui.add_button("Fix it", icon=viser.Icon.CHECK)
+        self.fixes = gui.add_markdown("")
         self.clear = gui.add_button("Forget all sizes", color="gray", visible=False)
         self.facts = gui.add_markdown("")
         self.pick.on_click(session.handler(lambda event: self._start_picking()))
         self.add.on_click(session.handler(lambda event: self._add()))
+        self.what.on_update(session.handler(lambda event: self._say_what_is_fixed()))
+        self.metres.on_update(session.handler(lambda event: self._say_what_is_fixed()))
+        self._say_what_is_fixed()
         self.clear.on_click(session.handler(lambda event: session.run_long(lambda: self._know(()))))
 
     @property
@@ -99,6 +105,10 @@ class MeasurePanel:
         ]
         return "\n".join([*lines, "", "In this world: " + ", ".join(follows) + "."])
 
+    def _say_what_is_fixed(self) -> None:
+        """What the button would do: a field that was emptied keeps its last number."""
+        self.fixes.content = f"Fixes *{self.what.value}* at {self.metres.value:g} m."
+
     def _add(self) -> None:
         """Know one more size, or know it anew."""
         length = next((length for length in self._lengths if length.label == self.what.value), None)
@@ -124,12 +134,30 @@ class MeasurePanel:
             return
         seed = session.state.seed
         constraints = session.world_panel.constraints(known)
+        try:
+            session.viewed.worlds.sample(seed, constraints)
+        except OsnGsError as error:
+            raise OsnGsError(self._disagreement(known) or str(error)) from error
         vectors = [session.viewed.worlds.sample(seed + i, constraints) for i in range(CHOICES)]
         apart = torch.unique(torch.stack(vectors), dim=0)
         choices = tuple(World(f"known sizes, {i + 1}", tuple(scales)) for i, scales in enumerate(apart.tolist()))
         session.channel.change(known_sizes=known, choices=choices, choice=0, world=choices[0])
         left = "one world is left" if len(choices) == 1 else f"{len(choices)} of the worlds left are drawn: Next"
         session.tell("The set has collapsed", f"{left}.", "green")
+
+    def _disagreement(self, known: tuple[KnownSize, ...]) -> str | None:
+        """What the last size could be, given those before it, in metres; None where they do not say what a metre is."""
+        *before, last = known
+        session = self._session
+        metric = scale_constraints_from_sizes(before, session.viewed.scene.object_names)
+        if metric.metres_per_unit is None or last.object == 0:
+            return None
+        scales = session.viewed.worlds.interval(last.object, session.world_panel.constraints(before))
+        lo, hi = (last.units * scale * metric.metres_per_unit for scale in scales)
+        return (
+            f"{last.label} = {last.metres:g} m does not agree with {', '.join(size.label for size in before)}: this "
+            f"video allows about {lo:.3g} to {hi:.3g} m."
+        )
 
     def _start_picking(self) -> None:
         """Listen for two clicks into the scene; it stands still for them."""
@@ -153,6 +181,12 @@ class MeasurePanel:
         )
         if picked is None:
             raise OsnGsError("nothing is hit there; click on an object or the background.")
+        names = session.viewed.scene.object_names
+        if self._picks and self._picks[0].object != picked.object:
+            raise OsnGsError(
+                f"the first point is on {names[self._picks[0].object]}, this one on {names[picked.object]}: what lies "
+                "between two objects changes with their scales; click on the first one again."
+            )
         with session.lock:
             self._picks.append(picked)
             self._marked = (state.world, state.time_step)
@@ -168,6 +202,12 @@ class MeasurePanel:
         self._between[label] = Length(label, first.object, units)
         self.what.options = tuple(length.label for length in self._lengths)
         self.what.value = label
+        self._say_what_is_fixed()
+        state = self._session.state
+        self.show(state)
+        unit = metres_per_unit(state.known_sizes, vector(state.world))
+        told = f"{units * (unit or 1.0) * state.world.object_scales[first.object]:.3g} {'m' if unit else 'scene units'}"
+        self._session.tell("Measured", f"{label}: {told}. Type its metres if you know them.", "green")
 
     def _mark(self, picked: Picked) -> None:
         mark = self._session.client.scene.add_icosphere(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 
 import viser
@@ -12,15 +14,40 @@ LOOPBACK = "127.0.0.1"
 PORT = 18_080  # where to look for a free port: nothing is served, viser records scenes of servers only
 
 
+# Browsers start no module from a page that is a file. viser's client sorts the splats in a worker that is one, and says
+# nothing where it does not start: splats are drawn in any order then. The worker needs nothing of a module but its
+# address, which it has otherwise, too.
+START_WORKERS_OF_FILES = """<script>
+if (location.protocol === "file:") {
+  const [PlainBlob, PlainWorker] = [Blob, Worker];
+  const plain = (part) => (typeof part === "string" ? part.replaceAll("import.meta.url", "self.location.href") : part);
+  window.Blob = class extends PlainBlob {
+    constructor(parts, options) { super((parts || []).map(plain), options); }
+  };
+  window.Worker = class extends PlainWorker {
+    constructor(address) { super(address); }
+  };
+}
+</script>"""
+
+
 def offline_page(
-    snapshot: SceneSnapshot, object_scales: Sequence[float], shown: Sequence[bool], frames_per_second: float
+    title: str,
+    snapshot: SceneSnapshot,
+    object_scales: Sequence[float],
+    shown: Sequence[bool],
+    frames_per_second: float,
 ) -> str:
     """The page as text: splats once, then a pose for each object and frame, played in a loop by viser's client."""
     server = viser.ViserServer(host=LOOPBACK, port=PORT, verbose=False)
     try:
-        return _record(server, snapshot, object_scales, shown, frames_per_second)
+        page = _record(server, snapshot, object_scales, shown, frames_per_second)
     finally:
         server.stop()
+    named = f"<title>{html.escape(title)}</title>"
+    page = re.sub(r"<title>.*?</title>", lambda _: named, page, count=1, flags=re.DOTALL)
+    head = page.index("<head>") + len("<head>")
+    return page[:head] + START_WORKERS_OF_FILES + page[head:]
 
 
 def _record(

@@ -114,6 +114,7 @@ class Session:
 
     def _show(self, state: ViewState) -> None:
         self.browser.draws_splats = not self._is_server_drawn(state)
+        self.browser.draws_lines = not self._compares(state)  # they belong to one view
         self.browser.place(state)
         for panel in (self.timeline, self.world_panel, self.view_panel, self.measure_panel, self.export_panel):
             panel.show(state)
@@ -184,7 +185,8 @@ class Session:
     def job(self) -> Job:
         """What this client looks at, for the server to draw."""
         state = self.state
-        worlds = (state.world, *state.kept) if self._compares(state) else (state.world,)
+        others = [world for world in state.kept if world.object_scales != state.world.object_scales]
+        worlds = (state.world, *others) if self._compares(state) else (state.world,)
         return Job(self.viewed.scene, worlds, state.shown, state.time_step, state.colouring)
 
     def handler(self, act: Callable[[Any], object]) -> Callable[[Any], None]:

@@ -127,9 +127,11 @@ class WorldPanel:
         self._session.channel.change(seed=seed, choice=None, world=world(f"surprise, seed {seed}", scales))
 
     def _scale(self, k: int, object_scale: float) -> None:
+        lo, hi = self._session.viewed.worlds.scale_ranges[k].tolist()
+
         def scale(state: ViewState) -> ViewState:
             scales = list(state.world.object_scales)
-            scales[k] = object_scale
+            scales[k] = min(max(object_scale, lo), hi)  # the slider's ends are rounded outward
             return dataclasses.replace(state, choice=None, world=World(EDITED, tuple(scales)))
 
         self._session.channel.update(scale)

@@ -171,6 +171,12 @@ class Worlds:
             generator,
         )[0]
 
+    def interval(self, object_index: int, constraints: ScaleConstraints = FREE) -> tuple[float, float]:
+        """About the least and the greatest scale of an object over the set: of samples; raises as `sample` does."""
+        with naming_objects(self.object_names):
+            scales = self._samples(constraints)[1][:, object_index]
+        return float(scales.min()), float(scales.max())
+
     def nearest(self, object_scales: Float[Tensor, "k"], constraints: ScaleConstraints = FREE) -> Float[Tensor, "k"]:
         """The nearest valid vector (in log-scale) that meets the constraints; raises as `sample` does."""
         with naming_objects(self.object_names):
