@@ -25,6 +25,7 @@ class BrowserView:
         self._colouring: Colouring = "colour"
         self.draws_splats = True
         self.draws_lines = True
+        self.marks_frame = False  # seen from its own camera, a frustum is the border of the frame
         self.shows_frustums = False
         self.shows_paths = False
         self.load(snapshot, state)
@@ -75,7 +76,8 @@ class BrowserView:
                 pose = self.snapshot.pose(k, state.world.object_scales[k], state.time_step)
                 node.wxyz, node.position, node.scale = pose.wxyz, pose.position, float(pose.scale)
                 node.visible = bool(self._is_drawn(k, state))
-            self._frustums.visible = self._current.visible = self.shows_frustums and self.draws_lines
+            self._frustums.visible = self.shows_frustums and self.draws_lines
+            self._current.visible = (self.shows_frustums or self.marks_frame) and self.draws_lines
             self._current.points = _frustum_lines(self.snapshot, [state.time_step]).astype(np.float32)
             for k, path in enumerate(self._paths, 1):
                 path.visible = self.shows_paths and self.draws_lines and state.shown[k]

@@ -115,6 +115,7 @@ class Session:
     def _show(self, state: ViewState) -> None:
         self.browser.draws_splats = not self._is_server_drawn(state)
         self.browser.draws_lines = not self._compares(state)  # they belong to one view
+        self.browser.marks_frame = self.follows_camera
         self.browser.place(state)
         for panel in (self.timeline, self.world_panel, self.view_panel, self.measure_panel, self.export_panel):
             panel.show(state)

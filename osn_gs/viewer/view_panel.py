@@ -79,10 +79,9 @@ class ViewPanel:
 
     def _follow(self, follows: bool) -> None:
         self._session.follows_camera = follows
-        if follows:
-            self._session.look_through(self._session.state.time_step)
-        else:
+        if not follows:
             self._session.release_camera()
+        self._session.refresh()
 
     def _choose_drawing(self, event: Any) -> None:
         session = self._session

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STEP = 0.01  # of a slider, in powers of two: 0.7 % of scale
 PREVIOUS, NEXT, SURPRISE = "Previous", "Next", "Surprise me"
 EDITED = "set by hand"
+LABEL_WIDTH, SLIDER_WIDTH = 36.0, 45.5  # percent of a row of the page: where viser puts a slider
 VALID_COLOR, INVALID_COLOR = (64, 160, 92), (205, 84, 76)
 
 
@@ -212,13 +213,14 @@ def strip_html(strip: ScaleStrip, object_scale: float) -> str:
         for lo, hi in strip.allowed or ()
     )
     return (
-        '<div class="osn-strip" style="position:relative;height:14px;margin:-0.35em 0.6em 0.15em">'
+        '<div style="display:flex;align-items:center;margin:-0.2em 0.75em 0.3em">'
+        f'<div style="width:{LABEL_WIDTH}%;font-size:0.75em;opacity:0.7">scale {object_scale:.3f}</div>'
+        f'<div class="osn-strip" style="position:relative;height:14px;width:{SLIDER_WIDTH}%">'
         f'<div style="height:8px;border-radius:4px;background:linear-gradient(to right,{",".join(stops)})"></div>'
         f"{allowed}"
         f'<div style="position:absolute;left:{percent(object_scale):.1f}%;top:-3px;width:2px;height:14px;'
         f'background:#000"></div>'
-        f"</div>"
-        f'<div style="margin:-0.3em 0.6em 0;font-size:0.75em;opacity:0.7">scale {object_scale:.3f}</div>'
+        f"</div></div>"
     )
 
 
