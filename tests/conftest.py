@@ -11,9 +11,10 @@ torch.set_num_threads(1)  # many small operations: more threads only wait for ea
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    pictures = parser.getgroup("pictures of the viewer, for the README")
-    pictures.addoption("--screenshots", type=Path, help="folder that gets them")
-    pictures.addoption("--screenshots-of", type=Path, help="run folder to take them of, in place of a small scene")
+    viewer = parser.getgroup("viewer")
+    viewer.addoption("--screenshots", type=Path, help="folder that gets the README's pictures of the viewer")
+    viewer.addoption("--screenshots-of", type=Path, help="run folder to take them of, in place of a small scene")
+    viewer.addoption("--crowd-seconds", type=float, default=4.0, help="how long thirty clients come and go")
 
 
 @pytest.fixture(scope="session")

@@ -122,8 +122,9 @@ def come_and_go(port: int, until: float, seed: int, failures: list[BaseException
         failures.append(error)
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.slow)])
-def test_many_clients_come_and_go(viewer: Viewer, server: viser.ViserServer, seconds: float):
+def test_many_clients_come_and_go(viewer: Viewer, server: viser.ViserServer, request: pytest.FixtureRequest):
+    """A minute of it: `--crowd-seconds 60`."""
+    seconds = request.config.getoption("--crowd-seconds")
     failures: list[BaseException] = []
     until = time.monotonic() + seconds
     crowd = [
