@@ -226,6 +226,18 @@ def test_the_locked_camera_returns_after_a_drag(page: Page):
     assert difference(page.settled(), locked) < 1.0
 
 
+def test_a_key_locks_the_camera_and_frees_it(page: Page):
+    box = page.window.locator("canvas").first.bounding_box()
+    page.window.mouse.click(box["x"] + 200, box["y"] + 400)  # the keys belong to the canvas
+    page.window.keyboard.press("l")
+    wait_for(lambda: page.session.follows_camera, "the lock")
+    centre = page.session.viewed.snapshot.camera_centres[0]
+    wait_for(lambda: np.allclose(page.session.client.camera.position, centre, atol=1e-3), "the camera to go there")
+    page.window.keyboard.press("l")
+    wait_for(lambda: not page.session.follows_camera, "the camera to be free")
+    assert page.session.view_panel.follow.value is False
+
+
 def test_next_and_surprise_change_the_readout(page: Page, viewer: Viewer):
     assert page.verdict("world") == "contact"
     page.button("Next").click()

@@ -6,8 +6,9 @@ import io
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import torch
@@ -27,6 +28,7 @@ from osn_gs.viewer.world_panel import vector
 if TYPE_CHECKING:
     from osn_gs.viewer.session import Session
 
+T = TypeVar("T")
 VIDEO_HEIGHT = 480  # pixels, by default
 SECONDS_BETWEEN_KEYFRAMES = 2.0
 FRAMES_PER_SECOND = 24
@@ -100,7 +102,7 @@ class ExportPanel:
                     Path(folder) / file_stem(world),
                     self._configuration(world),
                     scene.object_names,
-                    scene_frames(scene, scales, times),
+                    self._with_bar(scene_frames(scene, scales, times), len(times)),
                 )
             files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
             clouds = [path for path in files if path.suffix == ".ply"]
@@ -147,13 +149,13 @@ class ExportPanel:
             write_video(target, self._with_bar(pictures, len(path.times)), path.fps)
             self._download(f"{self._stem()}.mp4", target.read_bytes())
 
-    def _with_bar(self, pictures: Any, total: int) -> Any:
+    def _with_bar(self, items: Iterable[T], total: int) -> Iterator[T]:
         try:
             self.progress.visible = True
-            for done, picture in enumerate(pictures, 1):
-                yield picture
+            for done, item in enumerate(items, 1):
+                yield item
                 if self._session.is_closed:
-                    raise OsnGsError("the client has gone; its video is left.")
+                    raise OsnGsError("the client has gone: nobody waits for this export.")
                 self.progress.value = 100 * done / total
         finally:
             self.progress.visible = False

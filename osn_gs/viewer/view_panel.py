@@ -47,7 +47,12 @@ class ViewPanel:
     def _bind(self) -> None:
         session = self._session
         session.on_value(self.follow, self._follow)
-        self.jump.on_click(session.handler(lambda event: session.look_through(session.state.time_step)))
+        jump = session.handler(lambda event: session.look_through(session.state.time_step))
+        self.jump.on_click(jump)
+        gui = session.client.gui
+        gui.add_command("Jump to training camera", hotkey="J").on_trigger(jump)
+        lock = gui.add_command("View from training camera or leave it", hotkey="L")
+        lock.on_trigger(session.handler(lambda event: self._toggle_lock()))
         session.on_value(self.colours, lambda colouring: session.channel.change(colouring=colouring))
         for element in (self.draw, self.cameras, self.paths):
             element.on_update(session.handler(self._choose_drawing))
@@ -76,6 +81,10 @@ class ViewPanel:
     def _video_frame(self, state: ViewState) -> np.ndarray | None:
         frames = self._session.viewed.frames
         return frames[state.time_step] if frames is not None and self.show_frame.value else None
+
+    def _toggle_lock(self) -> None:
+        self.follow.value = not self._session.follows_camera
+        self._follow(self.follow.value)
 
     def _follow(self, follows: bool) -> None:
         self._session.follows_camera = follows
