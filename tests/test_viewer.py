@@ -484,26 +484,27 @@ def test_two_clients_share_what_they_change_until_one_goes_private(page: Page, w
 
 def test_screenshots_for_the_readme(window: Any, viewer: Viewer, request: pytest.FixtureRequest, tmp_path: Path):
     """One world as filmed and set by hand from the side; see `--screenshots` and `--screenshots-of`."""
-    folder = request.config.getoption("--screenshots") or tmp_path
+    folder = request.config.getoption("--screenshots")
     run = request.config.getoption("--screenshots-of")
     server = viser.ViserServer(host="127.0.0.1", port=8790, verbose=False)
     viewed = viewer.viewed if run is None else viewed_run(open_run(run, Console()), torch.device("cpu"))
     shown = Viewer(server, viewed)
     page = Page(window, shown, server.get_port())
-    page.window.set_viewport_size({"width": 1240, "height": 800})
+    if folder is not None:
+        page.window.set_viewport_size({"width": 1240, "height": 800})  # more pixels take long
     page.window.get_by_text("Software WebGL").locator("xpath=ancestor::*[.//button][1]//button").first.click()
     page.tab("View")
     page.window.get_by_label("View from training camera").click()
     page.tab("World")
     pictures = [page.settled(60)]
-    page.window.screenshot(path=folder / "viewer_as_filmed.png")
+    page.window.screenshot(path=(folder or tmp_path) / "viewer_as_filmed.png")
     page.session.follows_camera = False
     page.session.browser.shows_frustums = page.session.browser.shows_paths = True
     look_from_the_side(page)
     shown.shared.change(time_step=viewed.snapshot.num_frames // 2)
     page.button("Surprise me").click()
     pictures.append(page.settled(60))
-    page.window.screenshot(path=folder / "viewer_from_the_side.png")
+    page.window.screenshot(path=(folder or tmp_path) / "viewer_from_the_side.png")
     page.window.close()
     shown.close()
     server.stop()
