@@ -24,9 +24,9 @@ from osn_gs.training.start import initial_scene
 
 @pytest.fixture(scope="module")
 def run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run after a short first round."""
+    """A run with one short round."""
     data = load_scene(demo_folder)
-    schedule = ScheduleConfig(bootstrap_steps=30, rounds=1, network_steps=200, scene_steps=0, final_steps=0)
+    schedule = ScheduleConfig(bootstrap_steps=30, rounds=0, network_steps=200, final_steps=0)
     config = TrainConfig(data=demo_folder, schedule=schedule)
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():

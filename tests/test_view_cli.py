@@ -33,9 +33,9 @@ def scene_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def optimizer(scene_folder: Path) -> JointOptimizer:
-    """A run after its first round."""
+    """A run with one round."""
     data = load_scene(scene_folder)
-    schedule = ScheduleConfig(bootstrap_steps=4, rounds=1, network_steps=20, scene_steps=2, final_steps=0)
+    schedule = ScheduleConfig(bootstrap_steps=4, rounds=0, network_steps=20, final_steps=0)
     config = TrainConfig(data=scene_folder, schedule=schedule)
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():
