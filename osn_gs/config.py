@@ -113,6 +113,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise ConfigError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}.")
+    if origin is tuple and arguments[-1] is Ellipsis and isinstance(value, (int, float, str)):
+        value = [value]  # as on the command line, where one value is a tuple of one
     if origin is tuple and isinstance(value, list):
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(value)

@@ -40,6 +40,20 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("written", "expected"), [("[0.98, 99e-2]", (0.98, 0.99)), ("[1]", (1.0,)), ("0.98", (0.98,)), ("98e-2", (0.98,))]
+)
+def test_a_list_of_any_length_may_be_one_value(tmp_path: Path, written: str, expected: tuple[float, ...]):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"object_scales: {{accuracy: {written}}}\n")
+    assert parse("--config", str(path)).object_scales.accuracy == expected
+
+
+def test_values_by_round_follow_their_flag():
+    config = parse("--object-scales.accuracy", "0.98", "0.99", "--object-scales.top-k", "0.02", "--seed", "3")
+    assert (config.object_scales.accuracy, config.object_scales.top_k, config.seed) == ((0.98, 0.99), (0.02,), 3)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("schedul: {rounds: 3}", "schedul: unknown option in a configuration file; did you mean schedule?"),
@@ -55,6 +69,10 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path):
         ("losses: {configurations_per_step: 0}", "configurations_per_step: expected at least 1, got 0"),
         ("gaussians: {sh_degree: 5}", "gaussians.sh_degree: expected one of 0, 1, 2, 3, got 5"),
         ("evaluate_configurations: 500", "raise object_scales.samples too"),
+        ("object_scales: {accuracy: []}", "accuracy: expected one value or more, each above 0 and at most 1, got []"),
+        ("object_scales: {top_k: [0.02, 0]}", "each above 0 and at most 1, got [0.02, 0.0]"),
+        ("object_scales: {accuracy: [98, 99]}", "accuracy: expected one value or more, each above 0 and at most 1"),
+        ("object_scales: {accuracy: true}", "object_scales.accuracy[0]: expected float, got True"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, expected: str):

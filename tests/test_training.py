@@ -22,7 +22,7 @@ from osn_gs.training.checkpoints import (
     restore,
     save_checkpoint,
 )
-from osn_gs.training.config import ScheduleConfig, TrainConfig
+from osn_gs.training.config import ObjectScalesConfig, ScheduleConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport, StepReport, phases
 from osn_gs.training.start import initial_scene
 
@@ -215,6 +215,14 @@ def test_while_the_network_calls_nothing_valid_the_oracle_stands_in(data: SceneD
     samples = optimizer.sample_valid_scales(16, threshold)
     assert samples.shape == (16, data.num_objects)
     assert (oracle.accuracy(samples) >= threshold).all()
+
+
+def test_the_papers_label_rule_changes_by_round_and_then_stays(data: SceneData):
+    paper = ObjectScalesConfig(label_rule="paper", accuracy=(0.97, 0.985), top_k=(0.03, 0.02, 0.01))
+    optimizer = new_run(data, dataclasses.replace(SHORT, object_scales=paper))
+    rules = [optimizer.label_rule(round_number) for round_number in (1, 2, 3, 4)]
+    assert [rule.threshold for rule in rules] == [0.97, 0.985, 0.985, 0.985]
+    assert [rule.least_share for rule in rules] == [0.03, 0.02, 0.01, 0.01]
 
 
 def test_gaussians_are_shared_out_whole(data: SceneData):

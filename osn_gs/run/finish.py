@@ -82,7 +82,7 @@ def final_statistics(
         data,
         optimizer.network,
         optimizer.current_oracle(),
-        optimizer.label_rule(),
+        optimizer.label_rule(optimizer.config.schedule.last_round),
         optimizer.accuracy_threshold(),
         contact.double(),
         optimizer.generator,

@@ -34,6 +34,11 @@ class ScheduleConfig:
         _at_least(self, 1, "bootstrap_steps")
 
     @property
+    def last_round(self) -> int:
+        """Number of the network round that follows the last scene steps."""
+        return self.rounds + 1
+
+    @property
     def gaussian_steps(self) -> int:
         """All steps that move Gaussians."""
         return self.bootstrap_steps + self.rounds * self.scene_steps + self.final_steps
@@ -95,18 +100,23 @@ class ObjectScalesConfig:
     """relative: valid within `tolerance` of the best pixel accuracy. paper: above `accuracy`, or the best `top_k`."""
     tolerance: float = 0.005
     """Share of pixels by which a valid vector may fall short of the best one."""
-    accuracy: float = 0.99
-    """Pixel accuracy above which the paper calls a vector valid (0.97 to 0.995 by scene)."""
-    top_k: float = 0.01
-    """Share of vectors the paper takes when none is above `accuracy` (0.005 to 0.05 by scene)."""
+    # The released code names iterations in place of rounds. They count steps on the objects alone, 1,000 before every
+    # round of its network, so that its second value, from iteration 3,000 on, is the third round's.
+    accuracy: tuple[float, ...] = (0.99,)
+    """Pixel accuracy above which the paper calls a vector valid (0.95 to 0.995 by scene and round): one value a round,
+    the last one for all later rounds."""
+    top_k: tuple[float, ...] = (0.01,)
+    """Share of vectors the paper takes when fewer are above `accuracy` (0.005 to 0.05 by scene and round): one value a
+    round, the last one for all later rounds."""
     learning_rate: float = 1e-3
     """Adam on the network, constant as in the released code."""
     samples: int = 100
     """Configurations drawn into configurations.json."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "tolerance", "top_k", "learning_rate")
+        _at_least(self, 0, "tolerance", "learning_rate")
         _at_least(self, 1, "samples")
+        _shares_by_round(self, "accuracy", "top_k")
 
 
 @dataclass(frozen=True)
@@ -191,3 +201,10 @@ def _at_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if not value >= least:
             raise ConfigError(f"{name}: expected at least {least:g}, got {value:g}.")
+
+
+def _shares_by_round(config: object, *names: str) -> None:
+    for name in names:
+        shares = getattr(config, name)
+        if not shares or not all(0 < share <= 1 for share in shares):
+            raise ConfigError(f"{name}: expected one value or more, each above 0 and at most 1, got {list(shares)}.")

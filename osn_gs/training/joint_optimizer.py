@@ -73,7 +73,7 @@ def phases(config: TrainConfig) -> list[Phase]:
         plan += [Phase("network", schedule.network_steps, r), Phase("scene", schedule.scene_steps, r)]
     plan += [
         Phase("scene", schedule.final_steps, schedule.rounds),
-        Phase("network", schedule.network_steps, schedule.rounds + 1),
+        Phase("network", schedule.network_steps, schedule.last_round),
     ]
     return [phase for phase in plan if phase.steps > 0]
 
@@ -206,7 +206,7 @@ class JointOptimizer:
     def network_round(self, phase: Phase) -> RoundReport:
         """Label scale vectors on the layers as they are now and fit the network to the labels."""
         self.oracle = oracle_of_scene(self.scene, self.data.object_ids)
-        threshold = self.label_rule().accuracy_threshold(self.oracle, self.generator)
+        threshold = self.label_rule(phase.round).accuracy_threshold(self.oracle, self.generator)
         fit = fit_to_oracle(self.network, self.network_optimizer, self.oracle, threshold, phase.steps, self.generator)
         self.valid_scales = self.sample_valid_scales(POOL_SIZE, threshold)
         report = RoundReport(
@@ -228,7 +228,8 @@ class JointOptimizer:
         """The pixel accuracy from which on the last round called a vector valid."""
         if self.rounds:
             return self.rounds[-1].learned_set.accuracy_threshold
-        return self.label_rule().accuracy_threshold(self.current_oracle(), self.generator)
+        rule = self.label_rule(self.config.schedule.last_round)
+        return rule.accuracy_threshold(self.current_oracle(), self.generator)
 
     @torch.no_grad()
     def sample_valid_scales(self, count: int, threshold: float) -> Float[Tensor, "n k"]:
@@ -241,12 +242,17 @@ class JointOptimizer:
         _, samples = sample_first_found([learned, allowed], self.data.scale_ranges, count, self.generator)
         return samples
 
-    def label_rule(self) -> LabelRule:
-        """The rule that calls a scale vector valid, from the configuration."""
+    def label_rule(self, round_number: int) -> LabelRule:
+        """The rule that calls a scale vector valid in a network round, counted from 1, from the configuration."""
         config = self.config.object_scales
         if config.label_rule == "relative":
             return RelativeLabels(config.tolerance)
-        return FixedLabels(config.accuracy, config.top_k)
+        return FixedLabels(_of_round(config.accuracy, round_number), _of_round(config.top_k, round_number))
+
+
+def _of_round(values: tuple[float, ...], round_number: int) -> float:
+    """The value of a round, counted from 1, where the last value holds for all later rounds."""
+    return values[min(round_number, len(values)) - 1]
 
 
 def _gaussian_optimizers(
