@@ -66,6 +66,8 @@ def test_values_by_round_follow_their_flag():
         ("near: 0", "near: expected a depth above 0, got 0"),
         ("{near: 9, far: 8}", "near and far: expected 0 < near < far, got 9 and 8"),
         ("checkpoint_every: 0", "checkpoint_every: expected at least 1, got 0"),
+        ("schedule: {bootstrap_steps: -1}", "bootstrap_steps: expected at least 0, got -1"),
+        ("schedule: {bootstrap_steps: 0, rounds: 0, final_steps: 0}", "schedule: no steps on the Gaussians"),
         ("losses: {configurations_per_step: 0}", "configurations_per_step: expected at least 1, got 0"),
         ("gaussians: {sh_degree: 5}", "gaussians.sh_degree: expected one of 0, 1, 2, 3, got 5"),
         ("evaluate_configurations: 500", "raise object_scales.samples too"),

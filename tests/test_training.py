@@ -67,6 +67,28 @@ def test_the_schedule_is_the_papers_with_the_network_first():
     assert moved == SHORT.schedule.gaussian_steps
 
 
+@pytest.mark.parametrize("label_rule", ["relative", "paper"])
+@pytest.mark.parametrize("transparent", [False, True], ids=["sparse points cover", "nothing covers"])
+def test_without_a_bootstrap_the_network_begins_on_the_start(data: SceneData, label_rule: str, transparent: bool):
+    """Even layers that say nothing of depth order, which make all vectors alike, can be labelled and drawn from."""
+    config = dataclasses.replace(
+        SHORT,
+        schedule=dataclasses.replace(SHORT.schedule, bootstrap_steps=0),
+        object_scales=ObjectScalesConfig(label_rule=label_rule, accuracy=(0.98, 0.99), top_k=(0.02, 0.01)),
+    )
+    optimizer = new_run(data, config)
+    if transparent:
+        with torch.no_grad():
+            for group in optimizer.scene.objects:
+                group.gaussians.params["opacities"].fill_(-7.0)
+    reports = list(optimizer.run())
+    assert isinstance(reports[0], RoundReport)
+    assert reports[0].gaussian_step == 0
+    steps = [report for report in reports if isinstance(report, StepReport)]
+    assert len(steps) == config.schedule.gaussian_steps == 7
+    assert all(report.kind == "scene" for report in steps)
+
+
 def test_a_run_fits_the_images_and_learns_the_set(data: SceneData):
     config = dataclasses.replace(
         SHORT,

@@ -14,12 +14,13 @@ from osn_gs.gaussians.density import DensityConfig
 class ScheduleConfig:
     """Steps of the joint optimization (METHOD 3). The paper's: 1000, 5 rounds of 1000 + 1000, to 30000.
 
-    Differs from OSN: a round begins with the network, so that no scene step draws from an untrained one, and
-    one more round of network steps follows the last scene steps, so that the set belongs to the final layers.
+    A round begins with the network, so that no scene step draws from an untrained one. Differs from OSN: one more
+    round of network steps follows the last scene steps, so that the set belongs to the final layers.
     """
 
     bootstrap_steps: int = 3000
-    """Each object fitted on its own."""
+    """Each object fitted on its own. 0 is the paper's ablation: the first round teaches the network the depth order of
+    the Gaussians as they start from sparse points."""
     rounds: int = 5
     """Alternations of network steps and scene steps."""
     network_steps: int = 600
@@ -30,8 +31,11 @@ class ScheduleConfig:
     """Scene steps after the last round."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "rounds", "network_steps", "scene_steps", "final_steps")
-        _at_least(self, 1, "bootstrap_steps")
+        _at_least(self, 0, "bootstrap_steps", "rounds", "network_steps", "scene_steps", "final_steps")
+        if self.gaussian_steps == 0:
+            raise ConfigError(
+                "schedule: no steps on the Gaussians; set bootstrap_steps, rounds and scene_steps, or final_steps."
+            )
 
     @property
     def last_round(self) -> int:

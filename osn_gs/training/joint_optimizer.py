@@ -66,7 +66,10 @@ class RoundReport:
 
 
 def phases(config: TrainConfig) -> list[Phase]:
-    """Bootstrap; rounds of network steps and scene steps; the last scene steps; a last network round."""
+    """Bootstrap; rounds of network steps and scene steps; the last scene steps; a last network round.
+
+    What has no steps is left out.
+    """
     schedule = config.schedule
     plan = [Phase("bootstrap", schedule.bootstrap_steps, 0)]
     for r in range(1, schedule.rounds + 1):
