@@ -1,23 +1,13 @@
-"""Image similarity against scikit-image; depth and segmentation figures against closed forms."""
+"""The figures of the evaluation against closed forms; test_metrics_against_others.py has other implementations."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from osn_gs.errors import OsnGsError
 from osn_gs.evaluation.metrics import align_depth, depth_ssi_mae, depth_ssi_mse, miou, panoptic_quality, psnr, ssim
 from osn_gs.image_similarity import gaussian_blur, ssim_map
-
-SKIMAGE_SSIM = {
-    "gaussian_weights": True,
-    "sigma": 1.5,
-    "use_sample_covariance": False,
-    "data_range": 1.0,
-    "channel_axis": -1,
-}
 
 
 def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -29,22 +19,6 @@ def image_pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     truth = gaussian_blur(uniform(*shape))
     noise = 0.5 * uniform(*shape, seed=1) * torch.linspace(0, 1, shape[-2], dtype=torch.float64)[:, None]
     return (truth + noise).clamp(0, 1), truth
-
-
-def test_psnr_and_ssim_equal_scikit_image():
-    images, truths = image_pair(3, 40, 52, 3)
-    for image, truth, our_psnr, our_ssim in zip(
-        images, truths, psnr(images, truths), ssim(images, truths), strict=True
-    ):
-        a, b = image.numpy(), truth.numpy()
-        assert float(our_psnr) == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1.0), abs=1e-10)
-        assert float(our_ssim) == pytest.approx(structural_similarity(a, b, **SKIMAGE_SSIM), abs=1e-12)
-
-
-def test_the_ssim_map_equals_scikit_images_up_to_the_border():
-    images, truths = image_pair(1, 23, 31, 3)
-    _, reference = structural_similarity(images[0].numpy(), truths[0].numpy(), full=True, **SKIMAGE_SSIM)
-    np.testing.assert_allclose(ssim_map(images, truths)[0].numpy(), reference.mean(-1), atol=1e-12)
 
 
 def test_float32_is_accurate_enough_for_a_loss():
