@@ -65,6 +65,7 @@ def test_values_by_round_follow_their_flag():
         ("a: [", "not valid YAML"),
         ("near: 0", "near: expected a depth above 0, got 0"),
         ("{near: 9, far: 8}", "near and far: expected 0 < near < far, got 9 and 8"),
+        ("num_objects: 1", "num_objects: expected at least 2, got 1"),
         ("checkpoint_every: 0", "checkpoint_every: expected at least 1, got 0"),
         ("schedule: {bootstrap_steps: -1}", "bootstrap_steps: expected at least 0, got -1"),
         ("schedule: {bootstrap_steps: 0, rounds: 0, final_steps: 0}", "schedule: no steps on the Gaussians"),

@@ -107,14 +107,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_run_data(config: TrainConfig, folder: RunFolder, console: Console) -> SceneData:
-    """The scene folder of the options, or the demo scene, made on first use inside the run folder."""
+    """The scene folder of the options, or the demo scene, made on first use inside the run folder.
+
+    Raises ConfigError where it has another number of objects than the options ask for.
+    """
     scene_folder = config.data
     if scene_folder is None:
         scene_folder = folder.demo_scene
         if not scene_folder.exists():
             with console.status("making the demo scene"):
                 write_demo_scene(scene_folder)
-    return load_scene(
+    data = load_scene(
         scene_folder,
         config.preproc,
         config.poses,
@@ -124,3 +127,10 @@ def load_run_data(config: TrainConfig, folder: RunFolder, console: Console) -> S
         config.far,
         config.pixel_center,
     )
+    if config.num_objects not in (None, data.num_objects):
+        raise ConfigError(
+            f"{scene_folder}: expected {config.num_objects} objects, background included, as num_objects says, but it "
+            f"has {data.num_objects}; give the folder these options were written for with --data, or say --num-objects "
+            f"{data.num_objects}."
+        )
+    return data

@@ -8,6 +8,7 @@ from typing import Literal
 
 from osn_gs.errors import ConfigError
 from osn_gs.gaussians.density import DensityConfig
+from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ class ObjectScalesConfig:
         _at_least(self, 1, "samples")
         _shares_by_round(self, "accuracy", "top_k")
 
+    def rule(self, round_number: int) -> LabelRule:
+        """The rule that calls a scale vector valid in a network round, counted from 1."""
+        if self.label_rule == "relative":
+            return RelativeLabels(self.tolerance)
+        return FixedLabels(_of_round(self.accuracy, round_number), _of_round(self.top_k, round_number))
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -149,6 +156,8 @@ class TrainConfig:
     """Run folder; default runs/NAME."""
     preproc: str | None = None
     """Name of the PREPROC folder inside the scene folder, where it has more than one."""
+    num_objects: int | None = None
+    """Objects, background included, that the scene folder must have; by default any number."""
     poses: Literal["auto", "preproc", "truth"] = "auto"
     """Poses from a PREPROC folder, or a synthetic set's own with an arbitrary gauge per object."""
     downscale: int = 1
@@ -187,6 +196,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "downscale", "checkpoint_every", "evaluate_configurations")
+        if self.num_objects is not None:
+            _at_least(self, 2, "num_objects")
         for name in ("near", "far"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -198,6 +209,11 @@ class TrainConfig:
                 f"evaluate_configurations: {self.evaluate_configurations} asked for, but only "
                 f"{self.object_scales.samples} are drawn; raise object_scales.samples too."
             )
+
+
+def _of_round(values: tuple[float, ...], round_number: int) -> float:
+    """The value of a round, counted from 1, where the last value holds for all later rounds."""
+    return values[min(round_number, len(values)) - 1]
 
 
 def _at_least(config: object, least: float, *names: str) -> None:
