@@ -10,8 +10,6 @@ from osn_gs.config import config_to_yaml, load_config, parse_config
 from osn_gs.errors import ConfigError
 from osn_gs.training.config import ScheduleConfig, TrainConfig
 
-CFG = Path(__file__).parents[1] / "cfg"
-
 
 def parse(*arguments: str) -> TrainConfig:
     return parse_config(TrainConfig, list(arguments), "train")
@@ -95,21 +93,3 @@ def test_an_unknown_flag_exits_with_code_2():
     with pytest.raises(SystemExit) as caught:
         parse("--sede", "3")
     assert caught.value.code == 2
-
-
-@pytest.mark.parametrize("path", sorted(CFG.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_files_hold_only_what_differs_from_the_defaults(path: Path):
-    import yaml
-
-    def leaves(values: dict, prefix: str = "") -> dict:
-        flat = {}
-        for key, value in values.items():
-            flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-        return flat
-
-    stated = leaves(yaml.safe_load(path.read_text()))
-    defaults = leaves(yaml.safe_load(config_to_yaml(TrainConfig())))
-    assert stated, "an empty file configures nothing"
-    load_config(TrainConfig, path)
-    repeated = [key for key, value in stated.items() if defaults.get(key) == value]
-    assert not repeated, f"{path.name} repeats defaults: {repeated}"
