@@ -169,4 +169,8 @@ def _held_out(
 def _truth(objects: tuple[ObjectReconstruction, ...], rendered: list[RayCastView]) -> SceneTruth:
     true_scales = torch.tensor([obj.true_scale for obj in objects], dtype=torch.float64)
     layer_depths = torch.from_numpy(np.stack([view.layer_depths for view in rendered]))
-    return SceneTruth(true_scales / true_scales[0], layer_depths / true_scales.float()[:, None, None])
+    return SceneTruth(
+        object_scales=true_scales / true_scales[0],
+        background_scale=float(true_scales[0]),
+        layer_depths=layer_depths / true_scales.float()[:, None, None],
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from osn_gs.errors import DatasetError
 
@@ -38,7 +38,8 @@ class FrameRecord:
 class Transforms:
     """A transforms_*.json: one camera model (pixels of the original size) and its frames.
 
-    `pixel_center`, `near` and `far` are keys of our own (see `osn_layout.py`), None where the file lacks them.
+    `pixel_center`, `near`, `far` (see `osn_layout.py`) and `true_focal` are keys of our own, None where the file lacks
+    them. `true_focal` is that of the camera that took the images, where training goes by an estimate of it.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Transforms:
     pixel_center: float | None
     near: float | None
     far: float | None
+    true_focal: float | None
 
     @property
     def has_object_poses(self) -> bool:
@@ -90,7 +92,8 @@ def read_transforms(path: Path) -> Transforms:
             f"{path}: focal length comes to {focal:g} px for images {width} px wide; expected 0 to 100 x."
         )
     ours = {
-        key: _number(content, key, str(path)) if key in content else None for key in ("pixel_center", "near", "far")
+        key: _number(content, key, str(path)) if key in content else None
+        for key in ("pixel_center", "near", "far", "true_focal")
     }
     frames = tuple(_read_frame(frame, f"{path}: frame {i}") for i, frame in enumerate(content["frames"]))
     counts = [None if frame.world_from_obj is None else len(frame.world_from_obj) for frame in frames]
@@ -316,6 +319,36 @@ def read_depth_sequence(folder: Path, transforms: Transforms) -> Float[np.ndarra
     size = (transforms.height, transforms.width)
     paths = [folder / f"{index:04d}.npy" for index in range(len(transforms.frames))]
     return np.stack([read_array(path, size).astype(np.float64) for path in paths])
+
+
+@dataclass(frozen=True)
+class MeshSequence:
+    """The true mesh of an object that deforms: its faces, and its vertices in the object's frame at every frame."""
+
+    faces: Int[np.ndarray, "f 3"]
+    vertices: Float[np.ndarray, "t v 3"]
+
+
+def read_mesh_sequence(path: Path, num_frames: int) -> MeshSequence | None:
+    """The mesh in a deform_obj%d.npz (an extra of synthetic sets: `faces`, `verts` in true units); None without file.
+
+    Raises:
+        DatasetError: the file cannot be read, or its arrays do not fit each other or the number of frames.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            faces, vertices = content["faces"], content["verts"].astype(np.float64)
+    except (OSError, ValueError, KeyError):
+        raise DatasetError(f"{path}: cannot be read, or is without the arrays `faces` and `verts`.") from None
+    if vertices.ndim != 3 or vertices.shape[::2] != (num_frames, 3) or faces.ndim != 2 or faces.shape[1] != 3:
+        raise DatasetError(
+            f"{path}: has verts {vertices.shape} and faces {faces.shape}; expected ({num_frames}, V, 3) and (F, 3)."
+        )
+    if faces.size == 0 or faces.min() < 0 or faces.max() >= vertices.shape[1] or not np.isfinite(vertices).all():
+        raise DatasetError(f"{path}: expected faces of vertices 0 to {vertices.shape[1] - 1} and finite vertices.")
+    return MeshSequence(faces.astype(np.int64), vertices)
 
 
 def _size(shape: tuple[int, ...], dimensions: int | None = 2) -> str:

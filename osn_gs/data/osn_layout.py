@@ -39,9 +39,9 @@ from osn_gs.data.pinhole import intrinsics_of
 from osn_gs.data.preproc import count_objects, find_preproc, read_preproc
 from osn_gs.data.reconstruction import ObjectReconstruction, to_scene_units
 from osn_gs.data.scene_data import SceneData, SceneTruth, SparsePoints
+from osn_gs.data.set_truth import true_cam_from_obj
 from osn_gs.data.true_poses import reconstruct_from_truth
 from osn_gs.errors import DatasetError
-from osn_gs.geometry.se3 import invert_rigid, opengl_to_opencv
 
 PoseSource = Literal["auto", "preproc", "truth"]
 DEFAULT_NEAR, DEFAULT_FAR = 1.0, 8.0  # released code, all scenes
@@ -206,13 +206,6 @@ def _refuse_nan(depth: Float[np.ndarray, "..."], path: Path) -> None:
         )
 
 
-def true_cam_from_obj(transforms: Transforms) -> Float[Tensor, "k t 4 4"]:
-    """True object-to-camera poses of a synthetic set, OpenCV axes."""
-    world_from_cam = torch.from_numpy(np.stack([frame.world_from_cam for frame in transforms.frames]))
-    world_from_obj = torch.from_numpy(np.stack([frame.world_from_obj for frame in transforms.frames], axis=1))
-    return invert_rigid(opengl_to_opencv(world_from_cam)) @ world_from_obj
-
-
 def _read_truth(
     folder: Path, objects: tuple[ObjectReconstruction, ...], object_ids: UInt8[np.ndarray, "t h w"], downscale: int
 ) -> SceneTruth | None:
@@ -221,6 +214,7 @@ def _read_truth(
     true_scales = torch.tensor([obj.true_scale for obj in objects])
     return SceneTruth(
         object_scales=true_scales / true_scales[0],
+        background_scale=float(true_scales[0]),
         layer_depths=_read_layer_depths(folder / "layers_train", true_scales, object_ids.shape, downscale),
     )
 

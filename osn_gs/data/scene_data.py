@@ -47,12 +47,15 @@ class HeldOutView:
 class SceneTruth:
     """True values of a synthetic scene, for reports only; training never reads them.
 
-    `object_scales` are relative to the background and in the units of `SceneData.scale_ranges`.
+    `object_scales` are relative to the background and in the units of `SceneData.scale_ranges`;
+    `background_scale` times the background's units gives those of the set's depths and poses.
     `layer_depths` are the z-depths of every object rendered alone, in the object's own units, inf
-    where it does not cover the pixel: hidden surfaces included.
+    where it does not cover the pixel: hidden surfaces included. Where a set does not bring them,
+    `true_layers.true_layer_depths` may find them.
     """
 
     object_scales: Float[Tensor, "k"]
+    background_scale: float
     layer_depths: Float[Tensor, "t k h w"] | None = None
 
 
