@@ -19,6 +19,7 @@ from osn_gs.benchmarks.synthetic_truth import (
     ClipTruth,
     add_truth,
     compare_with_truth,
+    copy_deformations,
     read_clip_truth,
     read_synthetic_set,
     true_scales,
@@ -193,6 +194,25 @@ def test_of_half_a_clip_the_views_at_its_times_and_cameras_stay(data, prepared):
     ]
     training = json.loads((prepared / "transforms_train.json").read_text())["frames"]
     assert [frame["time_step"] for frame in training] == [0, 1, 2, 3]
+
+
+def test_the_truth_of_deforming_objects_comes_along_for_the_frames_that_are_kept(data, prepared, tmp_path):
+    deforming = shutil.copytree(data, tmp_path / "deforming")
+    faces, vertices = np.array([[0, 1, 2]]), np.random.default_rng(0).normal(size=(NUM_FRAMES, 3, 3))
+    np.savez(deforming / "deform_obj1.npz", rest=vertices[0], faces=faces, verts=vertices, bend=np.arange(NUM_FRAMES))
+    numbered = {f"{kind}{t:04d}": np.array([t]) for t in range(NUM_FRAMES) for kind in ("pix", "rest")}
+    np.savez(deforming / "canon_obj1_train.npz", **numbered)
+    kept = np.array([0, 3, 6])
+    truth = read_clip_truth(read_synthetic_set(deforming), kept)
+    copy_deformations(prepared, truth)
+    with np.load(prepared / "deform_obj1.npz") as content:
+        np.testing.assert_array_equal(content["verts"], vertices[kept])
+        np.testing.assert_array_equal(content["bend"], kept)
+        np.testing.assert_array_equal(content["faces"], faces)
+    with np.load(prepared / "canon_obj1_train.npz") as content:
+        assert {name: int(content[name][0]) for name in content} == {
+            "pix0000": 0, "rest0000": 0, "pix0001": 3, "rest0001": 3, "pix0002": 6, "rest0002": 6
+        }  # fmt: skip
 
 
 def test_a_set_without_true_poses_is_refused(prepared):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
-from osn_gs.evaluation.poses import object_distance, pose_errors, rotation_angles
+from osn_gs.data.osn_layout import load_scene
+from osn_gs.evaluation.poses import object_distance, pose_errors, rotation_angles, scene_pose_errors
 
 NUM_FRAMES = 12
 DISTANCE = 2.5
@@ -101,3 +106,34 @@ def test_the_distance_of_an_object_is_that_of_its_own_pixels():
     depths[object_ids == 1] = 2.0
     depths[0, 1, 1] = np.inf
     assert object_distance(depths, object_ids, 1) == 2.0
+
+
+def test_a_scene_is_compared_with_the_truth_in_its_folder(demo_folder):
+    scene = load_scene(demo_folder)
+    errors = scene_pose_errors(scene)
+    assert [found.registered for found in errors] == [found.frames for found in errors]
+    assert max(found.rotation_max for found in errors) < 0.01  # the demo's poses are exact, in gauges of their own
+    assert max(found.centre_max for found in errors) < 0.01
+    turned = scene.cam_from_obj.clone()
+    turned[2, 4] = (
+        torch.from_numpy(rigid(Rotation.from_rotvec([[0, 0, np.radians(5)]]), np.zeros((1, 3)))[0]).float()
+        @ turned[2, 4]
+    )
+    assert scene_pose_errors(replace(scene, cam_from_obj=turned))[2].rotation_max == pytest.approx(5 * 7 / 8, rel=0.05)
+
+
+def test_frames_without_a_pose_or_without_the_object_do_not_count(demo_folder):
+    scene = load_scene(demo_folder)
+    visible = scene.visible.clone()
+    visible[1, :7] = False
+    visible[3, :2] = False
+    errors = scene_pose_errors(replace(scene, visible=visible))
+    assert (errors[1].registered, errors[1].rotation_mean, errors[1].centre_max) == (1, None, None)
+    assert errors[3].registered == errors[3].frames - 2
+
+
+def test_a_scene_without_truth_has_no_errors(demo_folder, tmp_path):
+    scene = load_scene(demo_folder)
+    assert scene_pose_errors(replace(scene, folder=None)) is None
+    folder = shutil.copytree(demo_folder, tmp_path / "blind", ignore=shutil.ignore_patterns("depth_train"))
+    assert scene_pose_errors(load_scene(folder)) is None

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+import torch
+from jaxtyping import Float, Int, Shaped
 
 from osn_gs.data.held_out import SPLITS
-from osn_gs.data.osn_files import (
-    Transforms,
-    read_depth_sequence,
-    read_json,
-    read_mask_sequence,
-    read_transforms,
-)
-from osn_gs.data.osn_layout import true_cam_from_obj
+from osn_gs.data.osn_files import Transforms, read_json, read_transforms
 from osn_gs.data.preproc import read_preproc
 from osn_gs.data.reconstruction import ObjectReconstruction
+from osn_gs.data.set_truth import SetTruth, read_set_truth
 from osn_gs.errors import DatasetError
-from osn_gs.evaluation.poses import object_distance, pose_errors
+from osn_gs.evaluation.poses import ObjectPoseErrors, object_pose_errors
 from osn_gs.files import write_json_atomic
 
 PREPROC = "sfm"
 PIXEL_CENTER = 0.5
+IN_EVERY_FRAME = ("verts", "bend", "twist", "wave")
 
 
 @dataclass(frozen=True)
-class ClipTruth:
-    """A synthetic set's truth for the training frames `kept` of it; OpenCV camera axes, true units."""
+class ClipTruth(SetTruth):
+    """A synthetic set's truth for the training frames `kept` of it; `transforms` is the whole set's."""
 
-    transforms: Transforms
     kept: Int[np.ndarray, "t"]
-    cam_from_obj: Float[np.ndarray, "k t 4 4"]
-    object_ids: UInt8[np.ndarray, "t h w"]
-    depths: Float[np.ndarray, "t h w"]
 
     @property
     def data(self) -> Path:
@@ -45,22 +37,11 @@ class ClipTruth:
         return self.transforms.path.parent
 
 
-@dataclass(frozen=True)
-class ObjectErrors:
-    """How well one object was prepared. Rotations in degrees, centres in per cent of the camera-object distance.
+@dataclass(frozen=True, kw_only=True)
+class ObjectErrors(ObjectPoseErrors):
+    """How well one object was prepared: its poses, and the mean distance in pixels between observations and points."""
 
-    `frames` counts the frames that show the object, `registered` those of them that have a pose. Errors are None
-    where fewer than two frames have one.
-    """
-
-    frames: int
-    registered: int
     reprojection: float
-    """Mean distance in pixels between observations and their points' projections."""
-    rotation_mean: float | None = None
-    rotation_max: float | None = None
-    centre_mean: float | None = None
-    centre_max: float | None = None
 
 
 def read_synthetic_set(data: Path) -> Transforms:
@@ -81,18 +62,23 @@ def read_synthetic_set(data: Path) -> Transforms:
 
 
 def read_clip_truth(transforms: Transforms, kept: Int[np.ndarray, "t"]) -> ClipTruth:
-    """True poses, ids and depths of some of a set's training frames."""
+    """True poses, ids and depths of some of a set's training frames.
+
+    Raises:
+        DatasetError: the set has no depths, or a file is broken.
+    """
+    truth = read_set_truth(transforms.path.parent)
+    if truth is None:
+        raise DatasetError(
+            f"{transforms.path.parent / 'depth_train'}: no such folder; poses need true depths to compare."
+        )
     return ClipTruth(
-        transforms=transforms,
+        transforms=truth.transforms,
+        cam_from_obj=truth.cam_from_obj[:, torch.from_numpy(kept)],
+        object_ids=truth.object_ids[kept],
+        depths=truth.depths[kept],
         kept=kept,
-        cam_from_obj=true_cam_from_obj(transforms).numpy()[:, kept],
-        object_ids=read_mask_sequence(_true_masks(transforms.path.parent), transforms)[kept],
-        depths=read_depth_sequence(transforms.path.parent / "depth_train", transforms)[kept],
     )
-
-
-def _true_masks(data: Path) -> Path:
-    return data / "segm_train" if (data / "segm_train").is_dir() else data / "segm_sam"
 
 
 def compare_with_truth(prepared: Path, truth: ClipTruth) -> tuple[ObjectErrors, ...]:
@@ -102,7 +88,13 @@ def compare_with_truth(prepared: Path, truth: ClipTruth) -> tuple[ObjectErrors, 
         DatasetError: the folder cannot be read, or has another number of objects.
     """
     objects = _read_objects(prepared, truth)
-    return tuple(_object_errors(obj, truth, k) for k, obj in enumerate(objects))
+    return tuple(
+        ObjectErrors(
+            **asdict(object_pose_errors(obj.cam_from_obj, obj.visible, truth, k)),
+            reprojection=float(obj.points.errors.mean()),
+        )
+        for k, obj in enumerate(objects)
+    )
 
 
 def _read_objects(prepared: Path, truth: ClipTruth) -> tuple[ObjectReconstruction, ...]:
@@ -110,23 +102,6 @@ def _read_objects(prepared: Path, truth: ClipTruth) -> tuple[ObjectReconstructio
     if len(objects) != len(truth.cam_from_obj):
         raise DatasetError(f"{prepared}: has {len(objects)} objects; expected {len(truth.cam_from_obj)} as in the set.")
     return objects
-
-
-def _object_errors(obj: ObjectReconstruction, truth: ClipTruth, k: int) -> ObjectErrors:
-    shown = (truth.object_ids == k).any(axis=(1, 2))
-    registered = obj.visible.numpy() & shown
-    found = ObjectErrors(int(shown.sum()), int(registered.sum()), reprojection=float(obj.points.errors.mean()))
-    if found.registered < 2:
-        return found
-    distance = object_distance(truth.depths, truth.object_ids, k)
-    errors = pose_errors(obj.cam_from_obj.numpy(), registered, truth.cam_from_obj[k], distance)
-    return replace(
-        found,
-        rotation_mean=float(errors.rotation.mean()),
-        rotation_max=float(errors.rotation.max()),
-        centre_mean=100 * float(errors.centre.mean()),
-        centre_max=100 * float(errors.centre.max()),
-    )
 
 
 def true_scales(prepared: Path, truth: ClipTruth) -> Float[np.ndarray, "k"]:
@@ -153,8 +128,9 @@ def _true_scale(obj: ObjectReconstruction, truth: ClipTruth, k: int) -> float:
 def add_truth(prepared: Path, truth: ClipTruth) -> None:
     """Give a prepared folder what the set knows, so that a scene trained on it is scored as one with true poses.
 
-    Adds true cameras and object poses, held-out views, depths, ids and true scales. The focal length of the
-    training frames stays what preparation used. Does nothing new when done again.
+    Adds true cameras and object poses, held-out views, depths, ids, true scales, and the meshes of objects that deform.
+    The focal length of the training frames stays what preparation used; the true one stands beside it. Does nothing new
+    when done again.
     """
     np.save(prepared / PREPROC / "depth" / "scales_gt.npy", true_scales(prepared, truth))
     _write_training_transforms(prepared / "transforms_train.json", truth)
@@ -163,6 +139,19 @@ def add_truth(prepared: Path, truth: ClipTruth) -> None:
     for split in SPLITS:
         if (truth.data / f"transforms_{split}.json").is_file():
             _copy_held_out(prepared, truth, split)
+    copy_deformations(prepared, truth)
+
+
+def copy_deformations(prepared: Path, truth: ClipTruth) -> None:
+    """The meshes of deforming objects, and their points at rest, in the training frames the clip still has.
+
+    Of a mesh's arrays those in `IN_EVERY_FRAME` have a row for each frame.
+    """
+    for path in sorted(truth.data.glob("deform_obj*.npz")):
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name][truth.kept] if name in IN_EVERY_FRAME else content[name] for name in content}
+        np.savez(prepared / path.name, **arrays)
+    _copy_rest_points(prepared, truth, "train", truth.kept.tolist())
 
 
 def _write_training_transforms(path: Path, truth: ClipTruth) -> None:
@@ -175,7 +164,8 @@ def _write_training_transforms(path: Path, truth: ClipTruth) -> None:
     ]
     content = {key: value for key, value in read_json(path).items() if key != "focal"}
     content["camera_angle_x"] = 2 * math.atan(0.5 * prepared.width / prepared.focal)
-    write_json_atomic(path, {**content, "pixel_center": PIXEL_CENTER, "frames": kept})
+    content |= {"true_focal": truth.focal, "pixel_center": PIXEL_CENTER, "frames": kept}
+    write_json_atomic(path, content)
 
 
 def _copy_held_out(prepared: Path, truth: ClipTruth, split: str) -> None:
@@ -184,16 +174,30 @@ def _copy_held_out(prepared: Path, truth: ClipTruth, split: str) -> None:
     content = read_json(truth.data / f"transforms_{split}.json")
     new_number = {source: frame for frame, source in enumerate(truth.kept.tolist())}
     num_frames = len(truth.transforms.frames)
-    frames = []
+    frames, kept = [], []
     for index, record in enumerate(records):
         replays = split == "test" and record.view is not None and record.view < num_frames
         if record.time_step not in new_number or (replays and record.view not in new_number):
             continue
         for kind in ("images", "segm", "depth"):
             _copy_numbered(truth.data / f"{kind}_{split}", index, prepared / f"{kind}_{split}", len(frames))
+        kept.append(index)
         view = new_number[record.view] if replays else num_frames + index
         frames.append({**content["frames"][index], "view": view, "time_step": new_number[record.time_step]})
     write_json_atomic(prepared / f"transforms_{split}.json", {**content, "frames": frames})
+    _copy_rest_points(prepared, truth, split, kept)
+
+
+def _copy_rest_points(prepared: Path, truth: ClipTruth, split: str, kept: list[int]) -> None:
+    """Which point of its shape at rest every pixel of a deforming object shows, in the views `kept` of a split.
+
+    canon_obj%d_SPLIT.npz of a set holds arrays pix%04d and rest%04d, numbered as the split's images.
+    """
+    for path in sorted(truth.data.glob(f"canon_obj*_{split}.npz")):
+        with np.load(path, allow_pickle=False) as content:
+            names = {f"{kind}{new:04d}": f"{kind}{old:04d}" for new, old in enumerate(kept) for kind in ("pix", "rest")}
+            arrays = {new: content[old] for new, old in names.items() if old in content}
+        np.savez(prepared / path.name, **arrays)
 
 
 def _copy_numbered(source: Path, number: int, target: Path, new_number: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from osn_gs.data.scene_data import SceneData
+from osn_gs.data.set_truth import SetTruth, read_set_truth
 from osn_gs.geometry.alignment import align_poses
 from osn_gs.geometry.se3 import invert_rigid
 
@@ -24,6 +27,57 @@ class PoseErrors:
     rotation: Float[np.ndarray, "r"]
     centre: Float[np.ndarray, "r"]
     scale: float
+
+
+@dataclass(frozen=True)
+class ObjectPoseErrors:
+    """One object's `PoseErrors` in a few numbers: rotations in degrees, centres in per cent of the distance.
+
+    `frames` counts the frames that show the object, `registered` those of them that have a pose. Errors are None
+    where fewer than two frames have one.
+    """
+
+    frames: int
+    registered: int
+    rotation_mean: float | None = None
+    rotation_max: float | None = None
+    centre_mean: float | None = None
+    centre_max: float | None = None
+
+
+def scene_pose_errors(data: SceneData) -> tuple[ObjectPoseErrors, ...] | None:
+    """Errors of the poses that every object of a scene came with, against those its folder calls true.
+
+    About zero for a scene loaded with true poses. None where the folder has no true poses and depths, or has them of
+    another number of objects.
+
+    Raises:
+        DatasetError: a file of the truth is missing or broken.
+    """
+    truth = None if data.folder is None else read_set_truth(data.folder)
+    if truth is None or len(truth.cam_from_obj) != data.num_objects:
+        return None
+    return tuple(object_pose_errors(data.cam_from_obj[k], data.visible[k], truth, k) for k in range(data.num_objects))
+
+
+def object_pose_errors(
+    cam_from_obj: Float[Tensor, "t 4 4"], visible: Bool[Tensor, "t"], truth: SetTruth, object_id: int
+) -> ObjectPoseErrors:
+    """Compare one object's poses (any frame and unit, OpenCV camera axes) with its true ones where it is shown."""
+    shown = (truth.object_ids == object_id).any(axis=(1, 2))
+    registered = visible.numpy() & shown
+    found = ObjectPoseErrors(frames=int(shown.sum()), registered=int(registered.sum()))
+    if found.registered < 2:
+        return found
+    distance = object_distance(truth.depths, truth.object_ids, object_id)
+    errors = pose_errors(cam_from_obj.double().numpy(), registered, truth.cam_from_obj[object_id].numpy(), distance)
+    return replace(
+        found,
+        rotation_mean=float(errors.rotation.mean()),
+        rotation_max=float(errors.rotation.max()),
+        centre_mean=100 * float(errors.centre.mean()),
+        centre_max=100 * float(errors.centre.max()),
+    )
 
 
 def pose_errors(
