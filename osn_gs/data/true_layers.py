@@ -84,7 +84,8 @@ def true_layer_depths(data: SceneData) -> Float[Tensor, "t k h w"] | None:
         for k in range(data.num_objects)
         if (mesh := read_mesh_sequence(data.folder / f"deform_obj{k}.npz", data.num_frames)) is not None
     }
-    depths = fuse_layer_depths(truth, meshes, downscale=truth.transforms.height // data.height)
+    downscale = round(truth.transforms.focal / float(data.intrinsics[0, 0]))
+    depths = fuse_layer_depths(truth, meshes, downscale)
     true_scales = data.truth.object_scales.double() * data.truth.background_scale
     return depths / true_scales.float()[:, None, None]
 
