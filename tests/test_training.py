@@ -256,7 +256,7 @@ def test_gaussians_are_shared_out_whole(data: SceneData):
 def test_several_valid_configurations_ask_for_one_and_the_same_picture(data: SceneData):
     """Vectors that keep the depth order give the same training view, so scene steps may draw any of them."""
     optimizer = new_run(data)
-    for _ in range(12):
+    for _ in range(60):
         optimizer.gaussian_update("bootstrap")
     true_scales = data.truth.object_scales.float()
     nearer = true_scales * torch.tensor([1.0, 0.9, 0.9, 0.9])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from osn_gs.data.downscale import downscale_depth, downscale_ids, downscale_image
@@ -107,7 +107,9 @@ def _read_split(
         return ()
     images = read_image_sequence(folder / f"images_{split}", transforms)
     masks, depths = folder / f"segm_{split}", folder / f"depth_{split}"
+    covis = folder / "covis_mask"
     ids = read_mask_sequence(masks, transforms) if masks.is_dir() else [None] * len(images)
+    co_visible = read_mask_sequence(covis, transforms) if split == "test" and covis.is_dir() else [None] * len(images)
     depths = read_depth_sequence(depths, transforms) if depths.is_dir() else [None] * len(images)
     views = []
     for index, frame in enumerate(transforms.frames):
@@ -121,6 +123,7 @@ def _read_split(
                 image=torch.from_numpy(downscale_image(images[index], downscale)),
                 object_ids=None if ids[index] is None else torch.from_numpy(downscale_ids(ids[index], downscale)),
                 depth=None if depths[index] is None else _depth_tensor(depths[index], downscale, ids[index]),
+                co_visible=None if co_visible[index] is None else _co_visible_tensor(co_visible[index], downscale),
                 intrinsics=intrinsics_of(transforms, pixel_center, downscale).float(),
             )
         )
@@ -163,3 +166,7 @@ def _camera(
 
 def _depth_tensor(depth: Float[np.ndarray, "h w"], downscale: int, ids: np.ndarray | None) -> Float[Tensor, "h2 w2"]:
     return torch.from_numpy(downscale_depth(depth, downscale, ids)).float()
+
+
+def _co_visible_tensor(mask: UInt8[np.ndarray, "h w"], downscale: int) -> Bool[Tensor, "h2 w2"]:
+    return torch.from_numpy(downscale_ids((mask > 0).astype(np.uint8), downscale)) > 0

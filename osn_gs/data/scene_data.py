@@ -31,7 +31,8 @@ class HeldOutView:
     The camera stands in the background's frame and units and has `intrinsics` of its own (some real sets
     film tests with another lens); the objects stand as at training frame `time_step`. `object_ids` are true
     ids and `depth` is true z-depth (any unit), where the set has them. Depth is as the set's files hold it:
-    a pixel of unknown depth may be NaN, infinite, zero or negative, and says nothing of the scene.
+    a pixel of unknown depth may be NaN, infinite, zero or negative, and says nothing of the scene. `co_visible` is
+    True where enough training frames see what the pixel shows (METHOD 4), where that is known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class HeldOutView:
     image: UInt8[Tensor, "h w 3"]
     object_ids: UInt8[Tensor, "h w"] | None = None
     depth: Float[Tensor, "h w"] | None = None
+    co_visible: Bool[Tensor, "h w"] | None = None
     intrinsics: Float[Tensor, "3 3"] = field(kw_only=True)
 
 

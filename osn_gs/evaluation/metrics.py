@@ -1,7 +1,7 @@
 """The figures of the evaluation protocol (METHOD 4): PSNR, SSIM, aligned depth errors, mIoU, panoptic quality.
 
 Every function takes an optional mask, True where a pixel counts (the co-visibility masks of real sets).
-LPIPS is not here: no package ships its weights.
+LPIPS, which needs weights, is in `lpips.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from torch import Tensor
 
 from osn_gs.image_similarity import masked_mean, psnr, ssim
 
-__all__ = ["align_depth", "depth_ssi_mae", "depth_ssi_mse", "miou", "panoptic_quality", "psnr", "ssim"]
+__all__ = [
+    "align_depth",
+    "count_overlaps",
+    "depth_ssi_mae",
+    "depth_ssi_mse",
+    "miou",
+    "miou_of_overlaps",
+    "panoptic_quality",
+    "panoptic_quality_of_overlaps",
+    "psnr",
+    "ssim",
+]
 
 PANOPTIC_MATCH_IOU = 0.5  # METHOD 4; Kirillov et al. 2019 ask for more than 0.5, the released code for at least 0.5
 
@@ -70,7 +81,11 @@ def miou(
 
     NaN where no pixel counts.
     """
-    overlaps = _count_overlaps(object_ids, truth, mask)
+    return miou_of_overlaps(count_overlaps(object_ids, truth, mask))
+
+
+def miou_of_overlaps(overlaps: Int[Tensor, "*batch k k"]) -> Float[Tensor, "*batch"]:
+    """`miou` of each image whose pixels were counted by `count_overlaps`."""
     same_id = _intersection_over_union(overlaps).diagonal(dim1=-2, dim2=-1)
     num_true_objects = (overlaps.sum(-1) > 0).sum(-1)
     return same_id.sum(-1) / num_true_objects
@@ -86,24 +101,31 @@ def panoptic_quality(
     In each image a predicted segment (background included) matches the true one it overlaps best if their
     intersection over union is at least 0.5, whatever their ids. NaN where no pixel counts.
     """
-    overlaps = _count_overlaps(object_ids, truth, mask)
+    overlaps = count_overlaps(object_ids, truth, mask)
+    return panoptic_quality_of_overlaps(overlaps.reshape(-1, *overlaps.shape[-2:]))
+
+
+def panoptic_quality_of_overlaps(overlaps: Int[Tensor, "*sets n k k"]) -> Float[Tensor, "*sets"]:
+    """`panoptic_quality` of each set of n images whose pixels were counted by `count_overlaps`."""
     iou = _intersection_over_union(overlaps)
     # At exactly 0.5 a segment can match two; the best of both its row and its column is matched once.
     best_of_prediction = torch.zeros_like(iou).scatter_(-2, iou.argmax(-2, keepdim=True), 1)
     best_of_truth = torch.zeros_like(iou).scatter_(-1, iou.argmax(-1, keepdim=True), 1)
     matched = (iou >= PANOPTIC_MATCH_IOU) & (best_of_prediction * best_of_truth > 0)
-    num_segments = (overlaps.sum(-1) > 0).sum() + (overlaps.sum(-2) > 0).sum()  # = 2 TP + FP + FN
-    return iou[matched].sum() / (0.5 * num_segments)
+    num_segments = (overlaps.sum(-1) > 0).sum((-2, -1)) + (overlaps.sum(-2) > 0).sum((-2, -1))  # = 2 TP + FP + FN
+    return torch.where(matched, iou, 0).sum((-3, -2, -1)) / (0.5 * num_segments)
 
 
-def _count_overlaps(
+def count_overlaps(
     object_ids: Int[Tensor, "*batch h w"],
     truth: Int[Tensor, "*batch h w"],
-    mask: Bool[Tensor, "*batch h w"] | None,
+    mask: Bool[Tensor, "*batch h w"] | None = None,
+    num_ids: int | None = None,
 ) -> Int[Tensor, "*batch k k"]:
-    """Pixels that count, by image, true id (rows) and predicted id (columns)."""
+    """Pixels that count, by image, true id (rows) and predicted id (columns); ids are below `num_ids`, if given."""
     truth_ids, found_ids = truth.flatten(-2).long(), object_ids.flatten(-2).long()
-    num_ids = int(max(truth_ids.max(), found_ids.max())) + 1
+    if num_ids is None:
+        num_ids = int(max(truth_ids.max(), found_ids.max())) + 1
     batch = truth_ids.shape[:-1]
     image_index = torch.arange(batch.numel(), device=truth.device).reshape(*batch, 1)
     cells = (image_index * num_ids + truth_ids) * num_ids + found_ids

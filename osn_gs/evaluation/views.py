@@ -1,88 +1,143 @@
-"""Held-out views under many sampled configurations: how good the best is, and how good they are as a rule."""
+"""Views under many configurations against the truth: pictures, depths and object maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from osn_gs.data.scene_data import HeldOutView
+from osn_gs.data.scene_data import HeldOutView, SceneData
 from osn_gs.evaluation import metrics
+from osn_gs.evaluation.scores import object_score
 from osn_gs.scene.render import RenderedView, render_view
 from osn_gs.scene.scene import Scene
+
+TRAIN_SPLIT = "train"
+Pixels = Literal["all", "co_visible"]
+
+
+class PerceptualMetric(Protocol):
+    """A learned distance of two images [h, w, 3] in [0, 1], over the pixels where a mask is True; `lpips.py`."""
+
+    name: str
+
+    def __call__(
+        self, image: Float[Tensor, "h w 3"], truth: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"] | None = None
+    ) -> Float[Tensor, ""]: ...
 
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Scores of m configurations on v views, [m, v].
+    """m configurations on v views, by configuration and view; NaN where a view lacks the truth or no pixel counts.
 
-    Depth and object ids are scored on the d and i views that have their truth; None where no view has.
+    `pictures` holds the scores that are a number for a view, by name, each [m, v]. `overlaps` counts pixels by true id
+    (rows) and rendered id. `object_squared_errors` sums the squared colour error (mean of the channels) over the pixels
+    that truly show an object, `object_pixels` counts these.
     """
 
-    psnr: Float[Tensor, "m v"]
-    ssim: Float[Tensor, "m v"]
-    depth_ssi_mae: Float[Tensor, "m d"] | None
-    miou: Float[Tensor, "m i"] | None
+    pictures: dict[str, Float[Tensor, "m v"]]
+    overlaps: Int[Tensor, "m v k k"]
+    object_squared_errors: Float[Tensor, "m v k"]
+    object_pixels: Int[Tensor, "m v k"]
 
-    def of_configurations(self, chosen: slice) -> ViewScores:
-        """The scores of some of the configurations."""
-        rows = {name: None if scores is None else scores[chosen] for name, scores in vars(self).items()}
-        return ViewScores(**rows)
+    def by_configuration(self, object_names: Sequence[str]) -> dict[str, Float[Tensor, "m"]]:
+        """One number a configuration for every score that has its truth.
+
+        Means over the views, but for the panoptic quality, which is one figure of all views together, and the PSNR of
+        an object, from the mean squared error over its pixels in all views.
+        """
+        scores = {name: values.nanmean(dim=1) for name, values in self.pictures.items()}
+        if self.overlaps.any():
+            scores["panoptic_quality"] = metrics.panoptic_quality_of_overlaps(self.overlaps)
+            scores["miou"] = metrics.miou_of_overlaps(self.overlaps).nanmean(dim=1)
+        squared_errors = self.object_squared_errors.sum(1) / self.object_pixels.sum(1)
+        for k, object_name in enumerate(object_names):
+            scores[object_score("psnr", object_name)] = -10 * squared_errors[:, k].log10()
+        return {name: values for name, values in scores.items() if not values.isnan().all()}
 
 
 @dataclass(frozen=True)
-class Spread:
-    """One score over configurations, each averaged over the views first."""
+class _PictureScores:
+    """One view under one configuration, as in `ViewScores`."""
 
-    best: float
-    mean: float
-    median: float
-    worst: float
-
-
-class _PictureScores(NamedTuple):
-    """Scores of one view under one configuration; None where the view has no truth to compare with."""
-
-    psnr: Float[Tensor, ""]
-    ssim: Float[Tensor, ""]
-    depth_ssi_mae: Float[Tensor, ""] | None
-    miou: Float[Tensor, ""] | None
+    pictures: dict[str, Float[Tensor, ""]]
+    overlaps: Int[Tensor, "k k"]
+    object_squared_errors: Float[Tensor, "k"]
+    object_pixels: Int[Tensor, "k"]
 
 
 @torch.no_grad()
 def score_views(
     scene: Scene,
-    views: tuple[HeldOutView, ...],
+    views: Sequence[HeldOutView],
     configurations: Float[Tensor, "m k"],
+    perceptual: Sequence[PerceptualMetric] = (),
     on_view: Callable[[], None] = lambda: None,
-) -> ViewScores:
+) -> dict[Pixels, ViewScores]:
     """Render every view under every configuration and compare with the truth; `on_view` is called after each view.
 
-    A view is rendered by its own camera at its image's size. One picture is held at a time.
+    Over all pixels, and where views know their co-visible pixels over these, of these views. A view is rendered by its
+    own camera at its image's size. One picture is held at a time.
     """
-    views_scores = []
+    num_ids = max(scene.num_objects, *(1 + int(v.object_ids.max()) for v in views if v.object_ids is not None), 0)
+    scored: dict[Pixels, list[list[_PictureScores]]] = {"all": [], "co_visible": []}
     for view in views:
-        views_scores.append([_score(scene, view, object_scales) for object_scales in configurations])
+        by_pixels = [_score(scene, view, object_scales, perceptual, num_ids) for object_scales in configurations]
+        for pixels, column in scored.items():
+            if pixels in by_pixels[0]:
+                column.append([found[pixels] for found in by_pixels])
         on_view()
-    return ViewScores(**{name: _gather(views_scores, name) for name in _PictureScores._fields})
+    return {pixels: _gather(columns) for pixels, columns in scored.items() if columns}
 
 
-def _score(scene: Scene, view: HeldOutView, object_scales: Float[Tensor, "k"]) -> _PictureScores:
+def _score(
+    scene: Scene,
+    view: HeldOutView,
+    object_scales: Float[Tensor, "k"],
+    perceptual: Sequence[PerceptualMetric],
+    num_ids: int,
+) -> dict[Pixels, _PictureScores]:
     picture = render_held_out(scene, view, object_scales)
+    scores: dict[Pixels, _PictureScores] = {"all": _compare(picture, view, None, perceptual, num_ids)}
+    if view.co_visible is not None:
+        mask = view.co_visible.to(picture.rgb.device)
+        scores["co_visible"] = _compare(picture, view, mask, perceptual, num_ids)
+    return scores
+
+
+def _compare(
+    picture: RenderedView,
+    view: HeldOutView,
+    mask: Bool[Tensor, "h w"] | None,
+    perceptual: Sequence[PerceptualMetric],
+    num_ids: int,
+) -> _PictureScores:
     rgb, truth = picture.rgb.clamp(0, 1), view.image.to(picture.rgb) / 255
-    depth_ssi_mae = miou = None
+    scores = {"psnr": metrics.psnr(rgb, truth, mask), "ssim": metrics.ssim(rgb, truth, mask)}
+    for metric in perceptual:
+        scores[metric.name.lower().replace("-", "_")] = metric(rgb, truth, mask)
+    unknown = picture.depth.new_tensor(torch.nan)
+    scores |= {"depth_ssi_mae": unknown, "depth_ssi_mse": unknown}
     if view.depth is not None:
         true_depth = view.depth.to(picture.depth)
         known = torch.isfinite(true_depth) & (true_depth > 0)
-        if known.any():
-            depth_ssi_mae = metrics.depth_ssi_mae(picture.depth, true_depth, known)
+        known = known if mask is None else known & mask
+        scores["depth_ssi_mae"] = metrics.depth_ssi_mae(picture.depth, true_depth, known)
+        scores["depth_ssi_mse"] = metrics.depth_ssi_mse(picture.depth, true_depth, known)
+    overlaps = torch.zeros(num_ids, num_ids, dtype=torch.long, device=rgb.device)
+    squared_errors, pixels = rgb.new_zeros(num_ids), overlaps.new_zeros(num_ids)
     if view.object_ids is not None:
-        miou = metrics.miou(picture.object_ids, view.object_ids.to(picture.object_ids))
-    return _PictureScores(metrics.psnr(rgb, truth), metrics.ssim(rgb, truth), depth_ssi_mae, miou)
+        true_ids = view.object_ids.to(rgb.device).long()
+        overlaps = metrics.count_overlaps(picture.object_ids, true_ids, mask, num_ids)
+        pixels = overlaps.sum(1)
+        weights = (rgb - truth).square().mean(-1)
+        counted = true_ids if mask is None else true_ids[mask]
+        squared_errors.index_add_(0, counted.flatten(), (weights if mask is None else weights[mask]).flatten())
+    return _PictureScores(scores, overlaps, squared_errors, pixels)
 
 
 def render_held_out(scene: Scene, view: HeldOutView, object_scales: Float[Tensor, "k"]) -> RenderedView:
@@ -99,26 +154,30 @@ def render_held_out(scene: Scene, view: HeldOutView, object_scales: Float[Tensor
     )
 
 
-def _gather(views_scores: list[list[_PictureScores]], name: str) -> Float[Tensor, "m v"] | None:
-    """One score of all pictures, over the views that have it."""
-    columns = [[getattr(picture, name) for picture in pictures] for pictures in views_scores]
-    known = [torch.stack(column) for column in columns if column[0] is not None]
-    return torch.stack(known, dim=1) if known else None
+def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
+    """The training frames as views to be scored."""
+    return tuple(
+        HeldOutView(
+            name=f"{TRAIN_SPLIT}/{t:04d}",
+            time_step=t,
+            cam_from_background=scene.cam_from_world(t),
+            intrinsics=data.intrinsics,
+            image=data.images[t],
+            object_ids=data.object_ids[t],
+        )
+        for t in range(data.num_frames)
+    )
 
 
-def spread(scores: Float[Tensor, "m v"], higher_is_better: bool) -> Spread:
-    """Best, mean, median and worst over configurations of their mean over views."""
-    means = scores.mean(dim=1)
-    highest, lowest = float(means.max()), float(means.min())
-    best, worst = (highest, lowest) if higher_is_better else (lowest, highest)
-    return Spread(best=best, mean=float(means.mean()), median=float(means.quantile(0.5)), worst=worst)
+def _gather(columns: list[list[_PictureScores]]) -> ViewScores:
+    """Scores by view, then configuration, as arrays by configuration, then view."""
 
+    def stack(read: Callable[[_PictureScores], Tensor]) -> Tensor:
+        return torch.stack([torch.stack([read(scores) for scores in column]) for column in columns], dim=1).cpu()
 
-def summarize(scores: ViewScores) -> dict[str, Spread]:
-    """The spread of every score there is, by name."""
-    summary = {"psnr": spread(scores.psnr, True), "ssim": spread(scores.ssim, True)}
-    if scores.depth_ssi_mae is not None:
-        summary["depth_ssi_mae"] = spread(scores.depth_ssi_mae, False)
-    if scores.miou is not None:
-        summary["miou"] = spread(scores.miou, True)
-    return summary
+    return ViewScores(
+        pictures={name: stack(lambda s, name=name: s.pictures[name]) for name in columns[0][0].pictures},
+        overlaps=stack(lambda s: s.overlaps),
+        object_squared_errors=stack(lambda s: s.object_squared_errors),
+        object_pixels=stack(lambda s: s.object_pixels),
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from osn_gs.files import write_bytes_atomic
 from osn_gs.preprocess.flow import dis_flow, one_opencv_thread, sample_bilinear
 
 FEWEST_FRAMES, LEAST_SHARE = 2, 0.1  # of the training frames must show a pixel (METHOD 4)
@@ -34,6 +36,12 @@ def covisible_pixels(
             counts += found_again(small, small_training, small_homography)
     enough = counts >= max(FEWEST_FRAMES, math.ceil(LEAST_SHARE * len(training_images)))
     return cv2.resize(enough.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
+
+
+def write_covisible(path: Path, mask: Bool[np.ndarray, "h w"]) -> None:
+    """Write a mask as the layout has it: a grey PNG, white where a pixel counts."""
+    _, encoded = cv2.imencode(".png", 255 * mask.astype(np.uint8))
+    write_bytes_atomic(path, encoded.tobytes())
 
 
 def found_again(

@@ -121,25 +121,39 @@ def place_camera(image: UInt8[np.ndarray, "h w 3"], focal: float, feature_map: F
 
 
 def plane_homography(
-    feature_map: FeatureMap,
+    points: Float[np.ndarray, "n 3"],
     first: Float[np.ndarray, "4 4"],
     first_intrinsics: Float[np.ndarray, "3 3"],
     second: Float[np.ndarray, "4 4"],
     second_intrinsics: Float[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, "3 3"]:
-    """The homography from one camera's pixels to another's that fits most points of the map.
+    """The homography from one camera's pixels to another's that fits most of the points of a background.
 
-    Cameras are cam_from_background. Without a common plane it is the cameras' turn alone.
+    Cameras are cam_from_background, the points in the background's frame. Without a common plane it is the cameras'
+    turn alone.
     """
     cameras = ((first, first_intrinsics), (second, second_intrinsics))
-    seen = np.all([_in_view(feature_map.points, pose, intrinsics) for pose, intrinsics in cameras], axis=0)
-    pixels = [_project(pose, feature_map.points[seen], intrinsics) for pose, intrinsics in cameras]
+    seen = np.all([_in_view(points, pose, intrinsics) for pose, intrinsics in cameras], axis=0)
+    pixels = [_project(pose, points[seen], intrinsics) for pose, intrinsics in cameras]
     if seen.sum() >= FEWEST_MATCHES:
         homography, _ = cv2.findHomography(*pixels, cv2.RANSAC, PLANE_TOLERANCE * 2 * second_intrinsics[0, 2])
         if homography is not None:
             return homography
     turn = second[:3, :3] @ first[:3, :3].T
     return second_intrinsics @ turn @ np.linalg.inv(first_intrinsics)
+
+
+def training_homographies(
+    points: Float[np.ndarray, "n 3"],
+    camera: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    training_cameras: Float[np.ndarray, "t 4 4"],
+    training_intrinsics: Float[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "t 3 3"]:
+    """`plane_homography` from a camera's pixels to those of every training camera."""
+    return np.stack(
+        [plane_homography(points, camera, intrinsics, training, training_intrinsics) for training in training_cameras]
+    )
 
 
 def _match_near_projections(

@@ -15,16 +15,16 @@ from jaxtyping import Bool, Float, UInt8
 from osn_gs.data.osn_files import read_json
 from osn_gs.data.osn_writer import real_camera_model, real_frame, write_images
 from osn_gs.errors import DatasetError
-from osn_gs.files import write_bytes_atomic, write_json_atomic
+from osn_gs.files import write_json_atomic
 from osn_gs.geometry.se3 import invert_rigid
-from osn_gs.preprocess.covisibility import covisible_pixels
+from osn_gs.preprocess.covisibility import covisible_pixels, write_covisible
 from osn_gs.preprocess.feature_map import (
     FEWEST_MATCHES,
     PlacedCamera,
     build_feature_map,
     intrinsics_at_middle,
     place_camera,
-    plane_homography,
+    training_homographies,
 )
 from osn_gs.preprocess.frames import FramesRecord
 from osn_gs.preprocess.image_folder import list_images, read_picture
@@ -136,13 +136,11 @@ def write_test_views(
         test_intrinsics = intrinsics_at_middle(tests.focal, *tests.images.shape[1:3])
         intrinsics = intrinsics_at_middle(focal, *images.shape[1:3])
         for number, (i, camera) in enumerate(zip(kept, cameras, strict=True)):
-            homographies = [
-                plane_homography(feature_map, camera, test_intrinsics, training_camera, intrinsics)
-                for training_camera in cam_from_background
-            ]
-            mask = covisible_pixels(tests.images[i], images, np.stack(homographies))
-            _, encoded = cv2.imencode(".png", 255 * mask.astype(np.uint8))
-            write_bytes_atomic(staging / "covis_mask" / f"{number:04d}.png", encoded.tobytes())
+            homographies = training_homographies(
+                feature_map.points, camera, test_intrinsics, cam_from_background, intrinsics
+            )
+            mask = covisible_pixels(tests.images[i], images, homographies)
+            write_covisible(staging / "covis_mask" / f"{number:04d}.png", mask)
             _portion(progress, 60, 100)(number + 1, len(kept))
     progress(100, 100)
     return tests.advice + _placement_advice(tests, placed)

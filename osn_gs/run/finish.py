@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from osn_gs.data.scene_data import SceneData
+from osn_gs.evaluation.report import candidates_of, report_views
+from osn_gs.evaluation.truth import truth_report
+from osn_gs.evaluation.views import TRAIN_SPLIT, train_views
 from osn_gs.export.configurations import (
     ConfigurationSet,
     export_configuration,
@@ -22,13 +25,13 @@ from osn_gs.object_scales.sampling import farthest_point_subset
 from osn_gs.run.drawing import LearnedScales, draw_configurations
 from osn_gs.run.folder import RunFolder
 from osn_gs.run.previews import write_previews
-from osn_gs.run.statistics import picture_statistics, truth_report
 from osn_gs.run.summary import print_summary
 from osn_gs.scene.scene import Scene
 from osn_gs.training.config import ExportConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer
 
 PLOTTED_SAMPLES = 1024
+NUM_TRAIN_SAMPLES = 2
 
 
 def finish_run(
@@ -50,7 +53,7 @@ def finish_run(
         threshold,
         optimizer.generator,
     )
-    statistics = final_statistics(optimizer, data, configurations, config.evaluate_configurations, console)
+    statistics = final_statistics(optimizer, data, configurations, config, console)
     write_json_atomic(folder.final_stats, statistics)
     print_summary(console, data, configurations, statistics, folder)
 
@@ -68,23 +71,35 @@ def export_configurations(
 
 
 def final_statistics(
-    optimizer: JointOptimizer, data: SceneData, configurations: ConfigurationSet, num_samples: int, console: Console
+    optimizer: JointOptimizer,
+    data: SceneData,
+    configurations: ConfigurationSet,
+    config: TrainConfig,
+    console: Console,
 ) -> dict[str, Any]:
     """All that goes into stats/final.json."""
     scene = optimizer.scene
     object_scales = torch.tensor([configuration.object_scales for configuration in configurations.configurations])
-    contact, samples = object_scales[0], object_scales[1 : 1 + num_samples]
+    contact, samples = object_scales[0], object_scales[1 : 1 + config.evaluate_configurations]
+    views = {TRAIN_SPLIT: train_views(scene, data), **data.held_out}
+    candidates = candidates_of(data, contact, samples, baselines=False, generator=optimizer.generator)
+    # Training views look the same under all valid configurations, so a few samples do there.
+    few = candidates_of(data, contact, samples[:NUM_TRAIN_SAMPLES], baselines=False, generator=optimizer.generator)
+    pictures = {}
     with Progress(console=console, transient=True) as progress:
-        views = data.num_frames + sum(len(split) for split in data.held_out.values())
-        task = progress.add_task("scoring views", total=views)
-        pictures = picture_statistics(scene, data, contact, samples, on_view=lambda: progress.advance(task))
+        task = progress.add_task("scoring views", total=sum(len(split) for split in views.values()))
+        for split, views_of_split in views.items():
+            judged = few if split == TRAIN_SPLIT else candidates
+            scored = report_views(scene, views_of_split, judged, on_view=lambda: progress.advance(task))
+            pictures[split] = scored["all"]
     truth = truth_report(
         data,
         optimizer.network,
         optimizer.current_oracle(),
-        optimizer.label_rule(optimizer.config.schedule.last_round),
+        config.object_scales.rule(config.schedule.last_round),
         optimizer.accuracy_threshold(),
         contact.double(),
+        samples,
         optimizer.generator,
     )
     return {

@@ -31,6 +31,15 @@ class RunFolder:
         return self.root / "stats" / "final.json"
 
     @property
+    def resources(self) -> Path:
+        """Seconds and memory that training took."""
+        return self.root / "stats" / "resources.json"
+
+    def evaluation(self, split: str) -> Path:
+        """What tools/evaluate.py found of a split."""
+        return self.root / "stats" / f"eval_{split}.json"
+
+    @property
     def configurations(self) -> Path:
         return self.root / "configurations.json"
 

@@ -12,8 +12,9 @@ from rich.markup import escape
 from osn_gs.config import load_config
 from osn_gs.data.demo import write_demo_scene
 from osn_gs.data.osn_layout import load_scene
-from osn_gs.data.scene_data import SceneData
+from osn_gs.data.scene_data import HeldOutView, SceneData
 from osn_gs.errors import CheckpointError, ConfigError, OsnGsError
+from osn_gs.evaluation.views import TRAIN_SPLIT, train_views
 from osn_gs.export.configurations import Configuration, read_configurations
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.run.drawing import LearnedScales
@@ -34,6 +35,7 @@ class OpenedRun:
     """
 
     folder: RunFolder
+    config: TrainConfig
     trained: Trained
     data: SceneData | None
     oracle: ScaleOracle | None
@@ -63,7 +65,19 @@ def open_run(root: Path, console: Console) -> OpenedRun:
         with console.status("tabulating what the occlusions allow"):
             oracle = oracle_of_scene(trained.scene, data.object_ids)
     configurations = read_configurations(folder.configurations).configurations if folder.configurations.exists() else ()
-    return OpenedRun(folder, trained, data, oracle, configurations)
+    return OpenedRun(folder, config, trained, data, oracle, configurations)
+
+
+def split_views(run: OpenedRun, split: str) -> tuple[HeldOutView, ...]:
+    """The training frames, or the held-out views of a split; raises ConfigError where they are not at hand."""
+    if run.data is None:
+        raise ConfigError(f"--split {split}: its cameras are in the scene folder, which is not at hand; see above.")
+    if split == TRAIN_SPLIT:
+        return train_views(run.trained.scene, run.data)
+    if split not in run.data.held_out:
+        splits = ", ".join([TRAIN_SPLIT, *run.data.held_out])
+        raise ConfigError(f"--split {split}: {run.data.name} has no such views; it has {splits}.")
+    return run.data.held_out[split]
 
 
 def newest_run() -> Path:

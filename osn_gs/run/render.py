@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from osn_gs.config import parse_config
-from osn_gs.data.scene_data import SceneData
+from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import ConfigError
 from osn_gs.evaluation.views import render_held_out
 from osn_gs.export.camera_path import read_camera_path
@@ -27,8 +27,8 @@ from osn_gs.export.renderings import Colouring, World, fly_through
 from osn_gs.export.video import write_video
 from osn_gs.files import write_bytes_atomic
 from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, swinging_path
-from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run
-from osn_gs.scene.render import RenderedView, render_view
+from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run, split_views
+from osn_gs.scene.render import RenderedView
 from osn_gs.scene.scene import Scene
 
 PROGRAM = "python tools/render.py"
@@ -75,13 +75,6 @@ class RenderConfig:
             )
 
 
-class _View(NamedTuple):
-    """One picture to take: where it goes, and what it shows."""
-
-    name: str
-    picture: RenderedView
-
-
 def render_from_arguments(arguments: list[str]) -> int:
     """Parse the command line, render and write; the exit code of the tool."""
     config = parse_config(RenderConfig, arguments, PROGRAM)
@@ -96,7 +89,7 @@ def render_from_arguments(arguments: list[str]) -> int:
         if config.split == "path":
             written = _render_videos(scene, configurations, config, folder, progress)
         else:
-            written = _render_views(scene, _data(run, config.split), configurations, config.split, folder, progress)
+            written = _render_views(scene, split_views(run, config.split), configurations, folder, progress)
     for path in written:
         console.print(f"Written: {escape(str(path))}")
     return 0
@@ -167,52 +160,31 @@ def _render_videos(
     return written
 
 
-def _data(run: OpenedRun, split: str) -> SceneData:
-    if run.data is None:
-        raise ConfigError(f"--split {split}: its cameras are in the scene folder, which is not at hand; see above.")
-    if split != "train" and split not in run.data.held_out:
-        splits = ", ".join(["path", "train", *run.data.held_out])
-        raise ConfigError(f"--split {split}: {run.data.name} has no such views; it has {splits}.")
-    return run.data
-
-
+@torch.no_grad()
 def _render_views(
     scene: Scene,
-    data: SceneData,
+    views: tuple[HeldOutView, ...],
     configurations: tuple[Configuration, ...],
-    split: str,
     folder: Path,
     progress: Progress,
 ) -> list[Path]:
+    """The views under every configuration, by their own cameras."""
     written = []
     for sample in configurations:
         target = folder / sample.name
-        count = scene.num_frames if split == "train" else len(data.held_out[split])
-        for view in _with_bar(_views(scene, data, sample, split), progress, sample.name, count):
-            _write_view(target, view)
+        scales = sample.scales_like(scene.intrinsics)
+        for view in _with_bar(views, progress, sample.name, len(views)):
+            _write_picture(target, Path(view.name).name, render_held_out(scene, view, scales))
         written.append(target)
     return written
 
 
-@torch.no_grad()
-def _views(scene: Scene, data: SceneData, sample: Configuration, split: str) -> Iterator[_View]:
-    """The split's views under one configuration, by their own cameras."""
-    scales = sample.scales_like(scene.intrinsics)
-    if split == "train":
-        for t in range(scene.num_frames):
-            yield _View(f"{t:04d}", render_view(scene, scales, t))
-    else:
-        for view in data.held_out[split]:
-            yield _View(Path(view.name).name, render_held_out(scene, view, scales))
-
-
-def _write_view(folder: Path, view: _View) -> None:
-    picture = view.picture
-    write_png(folder / "rgb" / f"{view.name}.png", to_uint8(picture.rgb))
-    write_png(folder / "depth" / f"{view.name}.png", color_depth(picture.depth, *depth_range(picture.depth)))
-    write_png(folder / "object_ids" / f"{view.name}.png", color_ids(picture.object_ids))
-    _write_npy(folder / "depth" / f"{view.name}.npy", picture.depth.cpu().numpy())
-    _write_npy(folder / "object_ids" / f"{view.name}.npy", picture.object_ids.to(torch.uint8).cpu().numpy())
+def _write_picture(folder: Path, name: str, picture: RenderedView) -> None:
+    write_png(folder / "rgb" / f"{name}.png", to_uint8(picture.rgb))
+    write_png(folder / "depth" / f"{name}.png", color_depth(picture.depth, *depth_range(picture.depth)))
+    write_png(folder / "object_ids" / f"{name}.png", color_ids(picture.object_ids))
+    _write_npy(folder / "depth" / f"{name}.npy", picture.depth.cpu().numpy())
+    _write_npy(folder / "object_ids" / f"{name}.npy", picture.object_ids.to(torch.uint8).cpu().numpy())
 
 
 def _write_npy(path: Path, values: np.ndarray) -> None:

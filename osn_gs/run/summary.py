@@ -9,13 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from osn_gs.data.scene_data import SceneData
+from osn_gs.evaluation.scores import score_kind
 from osn_gs.export.configurations import ConfigurationSet
 from osn_gs.run.folder import RunFolder
 
-SCORES = {"psnr": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")} | {
-    "depth_ssi_mae": ("depth SSI-MAE", "{:.4f}"),
-    "miou": ("mIoU", "{:.3f}"),
-}
+SUMMARIZED = ("psnr", "ssim", "depth_ssi_mae", "miou")  # tools/evaluate.py tells all
 
 
 def print_summary(
@@ -30,12 +28,13 @@ def print_summary(
     console.print(_scale_table(data, configurations))
     if all("occlusion" not in (end.lo_bounded_by, end.hi_bounded_by) for end in configurations.intervals):
         console.print("No object is seen to occlude another: the set is bounded by near/far alone.")
-    for line in _set_lines(statistics):
+    for line in set_lines(statistics):
         console.print(line)
     run = escape(str(folder.root))
     console.print(
         f"\nLook at  {run}/preview/configurations.png and valid_set.png\n"
         f"Fly      python tools/view.py {run}\n"
+        f"Judge    python tools/evaluate.py {run}\n"
         f"Take     {run}/export/contact/frame_0000.ply into any splat viewer or editor\n"
         f"Read     {run}/configurations.json and stats/final.json\n"
         f"Try      python tools/train.py --data SCENE    for a scene folder of your own (see the README)\n"
@@ -50,10 +49,10 @@ def _score_table(pictures: dict[str, dict[str, dict[str, float]]]) -> Table:
     for column in ("views", "score", *kinds):
         table.add_column(column, justify="left" if column in ("views", "score") else "right")
     for split, scores in pictures.items():
-        for name, spread in scores.items():
-            title, form = SCORES[name]
-            values = (form.format(spread[column]) for column in kinds)
-            table.add_row(split, title, *values)
+        for name in SUMMARIZED:
+            if name in scores:
+                kind = score_kind(name)
+                table.add_row(split, kind.title, *(kind.form.format(scores[name][column]) for column in kinds))
     return table
 
 
@@ -81,7 +80,8 @@ def _scale_table(data: SceneData, configurations: ConfigurationSet) -> Table:
     return table
 
 
-def _set_lines(statistics: dict[str, Any]) -> list[str]:
+def set_lines(statistics: dict[str, Any]) -> list[str]:
+    """What the numbers of a run say about its learned set."""
     lines = []
     learned, truth = statistics["learned_set"], statistics["truth"]
     if learned is not None and learned["learned_volume"] == 0:
@@ -89,16 +89,25 @@ def _set_lines(statistics: dict[str, Any]) -> list[str]:
     if learned is not None:
         lines.append(
             f"Learned set: {100 * learned['learned_volume']:.2g} % of the box; against the oracle on the reconstructed "
-            f"layers IoU {learned['iou']:.3f}, precision {learned['precision']:.3f}, recall {learned['recall']:.3f}, "
-            f"calibration error {learned['calibration_error']:.3f}."
+            f"layers {_set_figures(learned)}."
         )
     if truth is not None:
         inside = "inside" if truth["true_in_learned_set"] else "OUTSIDE"
-        error = 100 * sum(truth["contact_error"][1:]) / len(truth["contact_error"][1:])
+        contact, nearest = (
+            100 * sum(truth[f"{which}_error"][1:]) / len(truth[f"{which}_error"][1:])
+            for which in ("contact", "nearest_sample")
+        )
         lines.append(
             f"True scales: {inside} the learned set (score {truth['true_score']:.2f}); the contact configuration is "
-            f"{error:.1f} % off them on average."
+            f"{contact:.1f} % off them on average, the nearest sample {nearest:.1f} %."
         )
         if truth["true_depth_set"] is not None:
-            lines.append(f"Against the oracle on true depth: IoU {truth['true_depth_set']['iou']:.3f}.")
+            lines.append(f"Learned set against the oracle on true depth: {_set_figures(truth['true_depth_set'])}.")
     return lines
+
+
+def _set_figures(found: dict[str, float]) -> str:
+    return (
+        f"IoU {found['iou']:.3f}, precision {found['precision']:.3f}, recall {found['recall']:.3f}, calibration error "
+        f"{found['calibration_error']:.3f}"
+    )

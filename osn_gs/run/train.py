@@ -26,6 +26,7 @@ from osn_gs.run.folder import RunFolder
 from osn_gs.run.live_view import LiveView
 from osn_gs.run.open_run import RUNS, choose_device, load_run_data, open_run
 from osn_gs.run.progress import TrainingProgress
+from osn_gs.run.resources import ResourceMeter
 from osn_gs.run.serve import address, start_server
 from osn_gs.run.view import viewed_run
 from osn_gs.training.checkpoints import checkpoint_folders, latest_checkpoint, restore, save_checkpoint
@@ -127,6 +128,7 @@ def _take_steps(
     live: LiveView | None,
 ) -> bool:
     """Run the optimizer to its end, with checkpoints; False where Ctrl-C stopped it."""
+    meter = ResourceMeter(folder.resources, config.resume)
     with _interrupt_flag() as interrupted, TrainingProgress(console, optimizer) as progress:
         for report in optimizer.run():
             progress.show(report)
@@ -137,6 +139,7 @@ def _take_steps(
             due = not isinstance(report, RoundReport) and optimizer.gaussian_step % config.checkpoint_every == 0
             if due or optimizer.finished or interrupted:
                 save_checkpoint(folder.checkpoints, optimizer)
+                meter.save()
             if interrupted and not optimizer.finished:
                 return False
         return True

@@ -15,7 +15,6 @@ from osn_gs.errors import OsnGsError
 from osn_gs.gaussians.density import DensityControl
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.image_similarity import psnr
-from osn_gs.object_scales.labels import FixedLabels, LabelRule, RelativeLabels
 from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
 from osn_gs.object_scales.nested_sets import ValidSet, sample_first_found
 from osn_gs.object_scales.network import ObjectScaleNetwork
@@ -209,7 +208,7 @@ class JointOptimizer:
     def network_round(self, phase: Phase) -> RoundReport:
         """Label scale vectors on the layers as they are now and fit the network to the labels."""
         self.oracle = oracle_of_scene(self.scene, self.data.object_ids)
-        threshold = self.label_rule(phase.round).accuracy_threshold(self.oracle, self.generator)
+        threshold = self.config.object_scales.rule(phase.round).accuracy_threshold(self.oracle, self.generator)
         fit = fit_to_oracle(self.network, self.network_optimizer, self.oracle, threshold, phase.steps, self.generator)
         self.valid_scales = self.sample_valid_scales(POOL_SIZE, threshold)
         report = RoundReport(
@@ -231,7 +230,7 @@ class JointOptimizer:
         """The pixel accuracy from which on the last round called a vector valid."""
         if self.rounds:
             return self.rounds[-1].learned_set.accuracy_threshold
-        rule = self.label_rule(self.config.schedule.last_round)
+        rule = self.config.object_scales.rule(self.config.schedule.last_round)
         return rule.accuracy_threshold(self.current_oracle(), self.generator)
 
     @torch.no_grad()
@@ -244,18 +243,6 @@ class JointOptimizer:
         allowed = ValidSet(lambda scales: self.current_oracle().accuracy(scales), threshold)
         _, samples = sample_first_found([learned, allowed], self.data.scale_ranges, count, self.generator)
         return samples
-
-    def label_rule(self, round_number: int) -> LabelRule:
-        """The rule that calls a scale vector valid in a network round, counted from 1, from the configuration."""
-        config = self.config.object_scales
-        if config.label_rule == "relative":
-            return RelativeLabels(config.tolerance)
-        return FixedLabels(_of_round(config.accuracy, round_number), _of_round(config.top_k, round_number))
-
-
-def _of_round(values: tuple[float, ...], round_number: int) -> float:
-    """The value of a round, counted from 1, where the last value holds for all later rounds."""
-    return values[min(round_number, len(values)) - 1]
 
 
 def _gaussian_optimizers(

@@ -1,0 +1,208 @@
+"""`tools/evaluate.py`: a run's pictures and object scales against the truth, over many configurations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from osn_gs.config import parse_config
+from osn_gs.data.scene_data import HeldOutView, SceneData
+from osn_gs.errors import ConfigError
+from osn_gs.evaluation.co_visibility import with_co_visible_pixels
+from osn_gs.evaluation.lpips import load_lpips, load_st_lpips
+from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, report_scales, report_views
+from osn_gs.evaluation.scores import is_object_score, score_kind
+from osn_gs.evaluation.truth import TruthReport, truth_report
+from osn_gs.evaluation.views import TRAIN_SPLIT, PerceptualMetric, Pixels
+from osn_gs.files import write_json_atomic
+from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run, split_views
+from osn_gs.run.summary import set_lines
+from osn_gs.scene.scene import Scene
+
+PROGRAM = "python tools/evaluate.py"
+PIXELS_TITLES: dict[Pixels, str] = {"all": "all pixels", "co_visible": "co-visible pixels"}
+STATISTIC_TITLES = {
+    "best": "best",
+    "mean": "mean",
+    "median": "median",
+    "worst": "worst",
+    "contact": "contact",
+    "released": "released protocol",
+    "true_scales": "true scales",
+    "middle": "middle of ranges",
+    "random_best": "random best",
+    "random_mean": "random mean",
+    "random_median": "random median",
+    "random_worst": "random worst",
+}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run's configurations on the views of a split, and its object scales and poses where their truth is known.
+
+    best, mean, median and worst are over the sampled configurations, each averaged over the views; best is taken score
+    by score. Most samples differ from the one true scene by design. contact is the contact configuration. The released
+    protocol is the best of the 5 samples nearest to the true scales and 5 of the next 10: it leans on the truth.
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder of tools/train.py; by default the newest below runs/."""
+    split: Literal["train", "test", "stereo"] = "test"
+    """Views to score: training frames, or held-out views of the scene folder."""
+    num_configurations: int = 100
+    """Sampled configurations, the first of RUN/configurations.json; tools/sample.py draws more."""
+    co_visibility: bool = True
+    """Score also over the pixels that enough training frames see: by the folder's covis_mask, else by optical flow."""
+    baselines: bool = False
+    """Also score the middle of the initial ranges (a single answer) and as many random scales of the initial box."""
+    lpips_weights: tuple[Path, ...] = ()
+    """Weight files for LPIPS (AlexNet): torchvision's backbone and the linear weights of the package lpips."""
+    st_lpips: bool = False
+    """Also ST-LPIPS, of the package stlpips_pytorch. Its figures are not LPIPS figures."""
+    seed: int = 0
+    """Of the baselines' and the released protocol's draws."""
+    out: Path | None = None
+    """File to write, in place of RUN/stats/eval_SPLIT.json."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.num_configurations < 1:
+            raise ConfigError(f"num_configurations: expected at least 1, got {self.num_configurations}.")
+
+
+def evaluate_from_arguments(arguments: list[str]) -> int:
+    """Parse the command line, evaluate, write and print; the exit code of the tool."""
+    config = parse_config(EvaluateConfig, arguments, PROGRAM)
+    console = Console(soft_wrap=True, highlight=False)
+    torch.set_num_threads(1)
+    run = open_run(config.run or newest_run(), console)
+    evaluation = evaluate(run, config, console)
+    target = config.out or run.folder.evaluation(config.split)
+    write_json_atomic(target, evaluation)
+    print_evaluation(evaluation, console)
+    console.print(f"Written: {escape(str(target))}")
+    return 0
+
+
+def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[str, Any]:
+    """All that goes into stats/eval_SPLIT.json.
+
+    Raises ConfigError where the split's views are not at hand or the run has too few configurations.
+    """
+    views, data = split_views(run, config.split), run.data
+    assert data is not None, "views were found"
+    contact, samples = _configurations(run, config.num_configurations)
+    perceptual = _perceptual_metrics(config)
+    scene = run.trained.scene.to(choose_device(config.device))
+    generator = torch.Generator().manual_seed(config.seed)
+    candidates = candidates_of(data, contact, samples, config.baselines, generator)
+    with Progress(console=console, transient=True) as progress:
+        if config.co_visibility and config.split != TRAIN_SPLIT:
+            views = _with_masks(run, scene, data, views, config.split, progress)
+        task = progress.add_task("scoring views", total=len(views))
+        scores = report_views(scene, views, candidates, perceptual, lambda: progress.advance(task))
+    masks = [view.co_visible for view in views if view.co_visible is not None]
+    truth = _truth(run, data, contact, samples, generator)
+    height, width, _ = views[0].image.shape
+    return {
+        "scene": data.name,
+        "split": config.split,
+        "num_views": len(views),
+        "image_size": [width, height],
+        "num_configurations": len(samples),
+        "co_visible_share": float(torch.stack(masks).float().mean()) if masks else None,
+        "scores": scores,
+        "object_scales": report_scales(data, candidates),
+        "learned_set": asdict(run.trained.rounds[-1].learned_set) if run.trained.rounds else None,
+        "truth": None if truth is None else asdict(truth),
+    }
+
+
+def _configurations(run: OpenedRun, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The contact configuration [k] and the first samples [count, k] of the run."""
+    contact = next((sample for sample in run.configurations if sample.name == CONTACT), None)
+    samples = [sample.object_scales for sample in run.configurations if sample.name != CONTACT]
+    root = run.folder.root
+    if contact is None:
+        raise ConfigError(
+            f"{run.folder.configurations}: no {CONTACT} configuration yet; let the training end, or draw some with "
+            f"python tools/sample.py {root}."
+        )
+    if len(samples) < count:
+        raise ConfigError(
+            f"--num-configurations {count}: {run.folder.configurations} holds {len(samples)} samples; draw more with "
+            f"python tools/sample.py {root} --num {count}, or ask for fewer."
+        )
+    like = run.trained.scene.scale_ranges
+    return contact.scales_like(like), torch.tensor(samples[:count]).to(like)
+
+
+def _perceptual_metrics(config: EvaluateConfig) -> list[PerceptualMetric]:
+    metrics: list[PerceptualMetric] = [load_lpips(config.lpips_weights)] if config.lpips_weights else []
+    return [*metrics, load_st_lpips()] if config.st_lpips else metrics
+
+
+def _with_masks(
+    run: OpenedRun,
+    scene: Scene,
+    data: SceneData,
+    views: tuple[HeldOutView, ...],
+    split: str,
+    progress: Progress,
+) -> tuple[HeldOutView, ...]:
+    task = progress.add_task("co-visible pixels", total=len(views))
+    folder = run.folder.root / "covis_mask" / split
+    views = with_co_visible_pixels(scene, data, views, folder, lambda: progress.advance(task))
+    progress.remove_task(task)
+    return views
+
+
+def _truth(
+    run: OpenedRun, data: SceneData, contact: torch.Tensor, samples: torch.Tensor, generator: torch.Generator
+) -> TruthReport | None:
+    learned = run.learned
+    if learned.oracle is None or learned.accuracy_threshold is None:
+        return None
+    rule = run.config.object_scales.rule(run.config.schedule.last_round)
+    return truth_report(
+        data, learned.network, learned.oracle, rule, learned.accuracy_threshold, contact.double(), samples, generator
+    )
+
+
+def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
+    """The tables and lines of `evaluate`."""
+    title = f"{evaluation['scene']}, {evaluation['split']}: {evaluation['num_views']} views"
+    for pixels, scores in evaluation["scores"].items():
+        what = PIXELS_TITLES[pixels]
+        if pixels == "co_visible":
+            what += f" ({100 * evaluation['co_visible_share']:.0f} %)"
+        of_objects = {name: score for name, score in scores.items() if is_object_score(name)}
+        of_views = {name: score for name, score in scores.items() if name not in of_objects}
+        console.print(_score_table(f"{title}, {what}", of_views | evaluation["object_scales"]))
+        if of_objects:
+            console.print(_score_table(f"{title}, {what}", of_objects))
+    for line in set_lines(evaluation):
+        console.print(line)
+
+
+def _score_table(title: str, scores: dict[str, ScoreStatistics]) -> Table:
+    """One column a score, one line a statistic over the configurations."""
+    table = Table(title=escape(title))
+    table.add_column("", no_wrap=True)
+    for name in scores:
+        table.add_column(escape(score_kind(name).title), justify="right")
+    for statistic, statistic_title in STATISTIC_TITLES.items():
+        if any(statistic in statistics for statistics in scores.values()):
+            cells = (score_kind(name).form.format(found[statistic]) for name, found in scores.items())
+            table.add_row(statistic_title, *cells)
+    return table
