@@ -4,13 +4,14 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
 from osn_gs.errors import OsnGsError
 from osn_gs.export.camera_path import read_camera_path, read_keyframes, write_camera_path
-from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, swinging_path
+from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, spiral_path, swinging_path
 from osn_gs.geometry.cameras import orbit
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, rigid_matrix, transform_points
 
@@ -143,6 +144,21 @@ def test_a_swing_goes_right_then_left_and_never_below_its_camera():
     assert float(right[30]) == pytest.approx(-reach)
     assert float(down.max()) <= 1e-12
     assert float(down[20]) == pytest.approx(-2 * math.sin(math.radians(6)))
+
+
+def test_a_spiral_circles_its_camera_and_keeps_the_pivot_in_the_middle():
+    start, depth = random_pose(3), 2.5
+    spiral = spiral_path(start, depth, 81, turns=2, yaw_degrees=8, pitch_degrees=4, depth_share=0.15)
+    assert_rigid(spiral)
+    torch.testing.assert_close(spiral[0], spiral[-1])
+    pivot = transform_points(invert_rigid(start), torch.tensor([[0, 0, depth]], dtype=torch.float64))
+    seen = transform_points(spiral, pivot.expand(81, 1, 3))[:, 0]
+    assert float(seen[:, :2].abs().max()) < 1e-12
+    assert float(seen[20, 2]) == pytest.approx(0.85 * depth)
+    assert float(seen[60, 2]) == pytest.approx(1.15 * depth)
+    in_start = transform_points(start[None], invert_rigid(spiral)[:, None, :3, 3])[:, 0]
+    turns = np.unwrap(np.arctan2(in_start[:, 1], in_start[:, 0]))
+    assert abs(turns[-1] - turns[0]) == pytest.approx(4 * math.pi, abs=0.01)
 
 
 @pytest.mark.parametrize("closed", [False, True])

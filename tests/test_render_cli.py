@@ -78,7 +78,7 @@ def test_training_views_do_not_depend_on_the_configuration(run: Path, tmp_path: 
     assert len(list((tmp_path / "train" / "contact" / "rgb").iterdir())) == 8
 
 
-@pytest.mark.parametrize("path", ["swing", "filmed"])
+@pytest.mark.parametrize("path", ["swing", "spiral", "interpolate"])
 def test_a_path_becomes_a_video(run: Path, tmp_path: Path, path: str):
     arguments = [str(run), "--path", path, "--seconds", "0.5", "--fps", "20", "--height", "60", "--out", str(tmp_path)]
     assert run_tool(render_from_arguments, arguments) == 0
@@ -91,10 +91,23 @@ def test_a_path_becomes_a_video(run: Path, tmp_path: Path, path: str):
 def test_worlds_stand_side_by_side_in_one_video(run: Path, tmp_path: Path):
     options = ["--configuration", "contact,1", "--side-by-side", "--seconds", "0.2", "--height", "60"]
     assert run_tool(render_from_arguments, [str(run), *options, "--out", str(tmp_path)]) == 0
-    (video,) = (tmp_path / "path").iterdir()
-    assert video.name == "side_by_side.mp4"
-    width = frames(video)[0].shape[1]
-    assert width >= 160, "two pictures of 80"
+    still, video = sorted((tmp_path / "path").iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert (still.name, video.name) == ("side_by_side.png", "side_by_side.mp4")
+    pictures = frames(video)
+    assert pictures[0].shape[1] >= 160, "two pictures of 80"
+    shown = np.asarray(Image.open(still)).astype(int)
+    differences = [np.abs(picture[: shown.shape[0], : shown.shape[1]] - shown).mean() for picture in pictures]
+    assert int(np.argmin(differences)) == len(pictures) // 4
+
+
+def test_configurations_come_from_a_file_of_their_own(run: Path, tmp_path: Path):
+    configurations = json.loads((run / "configurations.json").read_text())
+    configurations["configurations"] = configurations["configurations"][:1]
+    configurations["configurations"][0]["name"] = "mine"
+    (tmp_path / "few.json").write_text(json.dumps(configurations))
+    options = ["--configurations", str(tmp_path / "few.json"), "--configuration", "all", "--split", "stereo"]
+    assert run_tool(render_from_arguments, [str(run), *options, "--out", str(tmp_path)]) == 0
+    assert [path.name for path in (tmp_path / "stereo").iterdir()] == ["mine"]
 
 
 def test_a_path_file_says_size_and_rate(run: Path, tmp_path: Path):

@@ -97,9 +97,15 @@ def _composed(
     if len(pictures) == 1:
         return pictures[0]
     names = [world.name.replace("_", " ") for world in worlds]
-    columns = math.ceil(math.sqrt(len(pictures)))
+    columns = grid_columns(len(pictures))
     starts = range(0, len(pictures), columns)
     return image_grid([pictures[i : i + columns] for i in starts], [names[i : i + columns] for i in starts])
+
+
+def grid_columns(count: int) -> int:
+    """Columns of a nearly square grid of pictures: one more than that where it leaves no place empty."""
+    columns = math.ceil(math.sqrt(count))
+    return columns + 1 if count % columns and count % (columns + 1) == 0 else columns
 
 
 def with_shown(scene: Scene, shown: Sequence[bool]) -> Scene:

@@ -1,4 +1,4 @@
-"""Cameras in flight: smooth paths through keyframes, and a swing around one camera."""
+"""Cameras in flight: smooth paths through keyframes, and a swing and a spiral around one camera."""
 
 from __future__ import annotations
 
@@ -104,6 +104,29 @@ def swinging_path(
             for turn in turns
         ]
     )
+
+
+def spiral_path(
+    cam_from_world: Float[Tensor, "4 4"],
+    pivot_depth: float,
+    num_views: int,
+    turns: int = 2,
+    yaw_degrees: float = 8.0,
+    pitch_degrees: float = 4.0,
+    depth_share: float = 0.15,
+) -> Float[Tensor, "n 4 4"]:
+    """A camera in circles about a given one, once nearer and once farther, as LLFF (Mildenhall et al. 2019) has it.
+
+    It keeps the point `pivot_depth` ahead of the given camera in the middle (OpenCV axes). The circles are
+    `yaw_degrees` and `pitch_degrees` wide to each side as seen from that point; the way along the axis is `depth_share`
+    of its depth to each side.
+    """
+    cameras = []
+    for share in np.linspace(0, 1, num_views):
+        turn, along = 2 * math.pi * turns * share, math.sin(2 * math.pi * share)
+        yaw, pitch = yaw_degrees * math.cos(turn), pitch_degrees * math.sin(turn)
+        cameras.append(orbit(cam_from_world, pivot_depth, yaw, pitch, -depth_share * along * pivot_depth))
+    return torch.stack(cameras)
 
 
 def _smooth_poses(

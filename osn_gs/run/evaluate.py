@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from osn_gs.data.scene_data import HeldOutView, SceneData
 from osn_gs.errors import ConfigError
 from osn_gs.evaluation.co_visibility import with_co_visible_pixels
 from osn_gs.evaluation.lpips import load_lpips, load_st_lpips
+from osn_gs.evaluation.poses import scene_pose_errors
 from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, report_scales, report_views
 from osn_gs.evaluation.scores import is_object_score, score_kind
 from osn_gs.evaluation.truth import TruthReport, truth_report
@@ -112,6 +114,7 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
         task = progress.add_task("scoring views", total=len(views))
         scores = report_views(scene, views, candidates, perceptual, lambda: progress.advance(task))
     masks = [view.co_visible for view in views if view.co_visible is not None]
+    poses = scene_pose_errors(data)
     truth = _truth(run, data, contact, samples, generator)
     height, width, _ = views[0].image.shape
     return {
@@ -125,6 +128,9 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
         "object_scales": report_scales(data, candidates),
         "learned_set": asdict(run.trained.rounds[-1].learned_set) if run.trained.rounds else None,
         "truth": None if truth is None else asdict(truth),
+        "poses": None
+        if poses is None
+        else [{"object": name, **asdict(errors)} for name, errors in zip(data.object_names, poses, strict=True)],
     }
 
 
@@ -191,6 +197,8 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
         console.print(_score_table(f"{title}, {what}", of_views | evaluation["object_scales"]))
         if of_objects:
             console.print(_score_table(f"{title}, {what}", of_objects))
+    if evaluation["poses"] is not None:
+        console.print(_pose_table(evaluation["poses"]))
     for line in set_lines(evaluation):
         console.print(line)
 
@@ -205,4 +213,20 @@ def _score_table(title: str, scores: dict[str, ScoreStatistics]) -> Table:
         if any(statistic in statistics for statistics in scores.values()):
             cells = (score_kind(name).form.format(found[statistic]) for name, found in scores.items())
             table.add_row(statistic_title, *cells)
+    return table
+
+
+def _pose_table(poses: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Poses after the best similarity alignment, mean / largest over the frames")
+    for column in ("object", "frames", "rotation, deg", "centre, % of distance"):
+        table.add_column(column, justify="left" if column == "object" else "right")
+    for errors in poses:
+        table.add_row(
+            escape(errors["object"]),
+            f"{errors['registered']}/{errors['frames']}",
+            *(
+                "-" if errors[f"{what}_mean"] is None else f"{errors[f'{what}_mean']:.2f} / {errors[f'{what}_max']:.2f}"
+                for what in ("rotation", "centre")
+            ),
+        )
     return table

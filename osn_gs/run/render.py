@@ -12,27 +12,30 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 import tyro
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from torch import Tensor
 
 from osn_gs.config import parse_config
 from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import ConfigError
 from osn_gs.evaluation.views import render_held_out
 from osn_gs.export.camera_path import read_camera_path
-from osn_gs.export.configurations import Configuration
+from osn_gs.export.configurations import Configuration, read_configurations
 from osn_gs.export.previews import color_depth, color_ids, depth_range, to_uint8, write_png
 from osn_gs.export.renderings import Colouring, World, fly_through
 from osn_gs.export.video import write_video
 from osn_gs.files import write_bytes_atomic
-from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, swinging_path
+from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, spiral_path, swinging_path
 from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run, split_views
 from osn_gs.scene.render import RenderedView
 from osn_gs.scene.scene import Scene
 
 PROGRAM = "python tools/render.py"
-SWING, FILMED = "swing", "filmed"
+SWING, SPIRAL, INTERPOLATE = "swing", "spiral", "interpolate"
+MIDDLE_PATHS = {SWING: swinging_path, SPIRAL: spiral_path}  # about the training camera of the middle frame
 T = TypeVar("T")
 
 
@@ -48,10 +51,12 @@ class RenderConfig:
     split: Literal["path", "train", "test", "stereo"] = "path"
     """Views of the scene folder, or a camera path of your own."""
     configuration: str = "0"
-    """Which of configurations.json: its number or name, several with commas between, or all."""
+    """Which of the configurations: its number or name, several with commas between, or all."""
+    configurations: Path | None = None
+    """File of configurations from tools/sample.py, in place of RUN/configurations.json."""
     path: str = SWING
-    """Camera path: swing (around the training camera), filmed (smoothly along the training cameras), or a file in
-    nerfstudio's format, as the viewer exports it."""
+    """Camera path: swing or spiral (about the training camera), interpolate (smoothly along the training cameras), or a
+    file in nerfstudio's format, as the viewer exports it."""
     side_by_side: bool = False
     """One video with all chosen configurations in it, each under its name."""
     colouring: Colouring = "colour"
@@ -82,7 +87,10 @@ def render_from_arguments(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     device = choose_device(config.device)
     run = open_run(config.run or newest_run(), console)
-    configurations = choose_configurations(run, config.configuration)
+    available = run.configurations
+    if config.configurations is not None:
+        available = read_configurations(config.configurations).configurations
+    configurations = choose_configurations(run, available, config.configuration)
     scene = run.trained.scene.to(device)
     folder = (config.out or run.folder.root / "renders") / config.split
     with Progress(console=console, transient=True) as progress:
@@ -95,9 +103,10 @@ def render_from_arguments(arguments: list[str]) -> int:
     return 0
 
 
-def choose_configurations(run: OpenedRun, chosen: str) -> tuple[Configuration, ...]:
+def choose_configurations(
+    run: OpenedRun, available: tuple[Configuration, ...], chosen: str
+) -> tuple[Configuration, ...]:
     """Configurations by number or name, comma-separated, or all; raises ConfigError for one that is not there."""
-    available = run.configurations
     if not available:
         raise ConfigError(
             f"{run.folder.configurations}: no configurations yet; let the training end, or draw some with "
@@ -118,19 +127,22 @@ def choose_configurations(run: OpenedRun, chosen: str) -> tuple[Configuration, .
 
 
 def camera_path(scene: Scene, world: World, config: RenderConfig) -> CameraPath:
-    """The path that the options ask for; the scene's frames run once while it is flown. A swing is about `world`."""
-    if config.path not in (SWING, FILMED):
+    """The path that the options ask for; the scene's frames run once while it is flown.
+
+    Swing and spiral turn about the moving objects as they stand in `world`.
+    """
+    if config.path not in (*MIDDLE_PATHS, INTERPOLATE):
         return read_camera_path(Path(config.path), scene.num_frames)
     num_views = max(round(config.seconds * config.fps), 2)
     last = scene.num_frames - 1
     width = round(config.height * scene.width / scene.height)
     fov_y = 2 * math.atan(scene.height / (2 * float(scene.intrinsics[1, 1])))
-    if config.path == FILMED:
+    if config.path == INTERPOLATE:
         keyframes = [Keyframe(scene.cam_from_world(t), fov_y, t) for t in range(scene.num_frames)]
         return interpolate_keyframes(keyframes, num_views, fps=config.fps, width=width, height=config.height)
     times = torch.linspace(0, last, num_views)
     middle = scene.cam_from_world(scene.num_frames // 2)
-    cameras = swinging_path(middle, _objects_distance(scene, world), num_views)
+    cameras = MIDDLE_PATHS[config.path](middle, _objects_distance(scene, world), num_views)
     return CameraPath(cameras, torch.full_like(times, fov_y), times, config.fps, width, config.height)
 
 
@@ -154,10 +166,20 @@ def _render_videos(
     written = []
     for name, shown in groups.items():
         target = folder / f"{name}.mp4"
-        pictures = fly_through(scene, shown, path, config.colouring)
-        write_video(target, _with_bar(pictures, progress, name, len(path.times)), path.fps)
-        written.append(target)
+        pictures = _with_bar(fly_through(scene, shown, path, config.colouring), progress, name, len(path.times))
+        write_video(target, _keep_still(pictures, len(path.times) // 4, target.with_suffix(".png")), path.fps)
+        written += [target, target.with_suffix(".png")]
     return written
+
+
+def _keep_still(
+    pictures: Iterable[UInt8[Tensor, "h w 3"]], kept: int, target: Path
+) -> Iterator[UInt8[Tensor, "h w 3"]]:
+    """The pictures, of which one is also written as a still: a swing is farthest out after a quarter of its way."""
+    for index, picture in enumerate(pictures):
+        if index == kept:
+            write_png(target, picture)
+        yield picture
 
 
 @torch.no_grad()

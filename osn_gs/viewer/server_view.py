@@ -16,7 +16,7 @@ import torch
 import viser
 from jaxtyping import UInt8
 
-from osn_gs.export.renderings import Camera, Colouring, World, draw_worlds, with_shown
+from osn_gs.export.renderings import Camera, Colouring, World, draw_worlds, grid_columns, with_shown
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, rigid_matrix
 from osn_gs.scene.scene import Scene
 from osn_gs.viewer.state import NewestWins
@@ -98,7 +98,7 @@ class ServerView:
 def draw(job: Job, camera: Camera, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
     """A picture of `width` x `height`: of one world, or a grid of several that fills it."""
     scene = with_shown(job.scene, job.shown)
-    columns = math.ceil(math.sqrt(len(job.worlds)))
+    columns = grid_columns(len(job.worlds))
     rows = math.ceil(len(job.worlds) / columns)
     picture = draw_worlds(
         scene, job.worlds, job.time_step, camera, width // columns, height // rows, job.colouring
