@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -194,13 +194,21 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
             what += f" ({100 * evaluation['co_visible_share']:.0f} %)"
         of_objects = {name: score for name, score in scores.items() if is_object_score(name)}
         of_views = {name: score for name, score in scores.items() if name not in of_objects}
-        console.print(_score_table(f"{title}, {what}", of_views | evaluation["object_scales"]))
-        if of_objects:
-            console.print(_score_table(f"{title}, {what}", of_objects))
+        for shown in (*_parts(of_views, 7), *_parts(of_objects, 4)):
+            console.print(_score_table(f"{title}, {what}", shown))
+    if evaluation["object_scales"]:
+        console.print(_score_table("Object scales against the true ones", evaluation["object_scales"]))
     if evaluation["poses"] is not None:
         console.print(_pose_table(evaluation["poses"]))
     for line in set_lines(evaluation):
         console.print(line)
+
+
+def _parts(scores: dict[str, ScoreStatistics], most: int) -> Iterator[dict[str, ScoreStatistics]]:
+    """The scores in tables of at most `most` columns, which fit a terminal of 80 characters."""
+    names = list(scores)
+    for start in range(0, len(names), most):
+        yield {name: scores[name] for name in names[start : start + most]}
 
 
 def _score_table(title: str, scores: dict[str, ScoreStatistics]) -> Table:
