@@ -67,6 +67,9 @@ class RenderConfig:
     """Pictures a second, where no file says it."""
     height: int = 480
     """Height of each picture of a video, where no file says it."""
+    still: float = 0.25
+    """The moment of a video that is also written as a picture, from 0, its begin, to 1, its end; at a quarter a swing is
+    farthest out."""
     out: Path | None = None
     """Folder for what is rendered; by default RUN/renders."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,6 +81,8 @@ class RenderConfig:
                 f"seconds, fps and height: expected more than 0, 0 and 15, got {self.seconds:g}, {self.fps:g} and "
                 f"{self.height}."
             )
+        if not 0 <= self.still <= 1:
+            raise ConfigError(f"still: expected a moment from 0 to 1, got {self.still:g}.")
 
 
 def render_from_arguments(arguments: list[str]) -> int:
@@ -167,7 +172,8 @@ def _render_videos(
     for name, shown in groups.items():
         target = folder / f"{name}.mp4"
         pictures = _with_bar(fly_through(scene, shown, path, config.colouring), progress, name, len(path.times))
-        write_video(target, _keep_still(pictures, len(path.times) // 4, target.with_suffix(".png")), path.fps)
+        kept = round(config.still * (len(path.times) - 1))
+        write_video(target, _keep_still(pictures, kept, target.with_suffix(".png")), path.fps)
         written += [target, target.with_suffix(".png")]
     return written
 
@@ -175,7 +181,7 @@ def _render_videos(
 def _keep_still(
     pictures: Iterable[UInt8[Tensor, "h w 3"]], kept: int, target: Path
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
-    """The pictures, of which one is also written as a still: a swing is farthest out after a quarter of its way."""
+    """The pictures, of which number `kept` is also written to a file of its own."""
     for index, picture in enumerate(pictures):
         if index == kept:
             write_png(target, picture)
