@@ -68,8 +68,8 @@ class RenderConfig:
     height: int = 480
     """Height of each picture of a video, where no file says it."""
     still: float = 0.25
-    """The moment of a video that is also written as a picture, from 0, its begin, to 1, its end; at a quarter a swing is
-    farthest out."""
+    """The moment of a video that is also written as a picture, from 0 (its begin) to 1 (its end); at a quarter a swing
+    is farthest out."""
     out: Path | None = None
     """Folder for what is rendered; by default RUN/renders."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
