@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from osn_gs.benchmarks import scenes
 from osn_gs.benchmarks.command import benchmark_from_arguments
 from osn_gs.benchmarks.scenes import VARIANTS, ScenesBenchmark, benchmark_scenes, markdown_table
-from osn_gs.config import config_to_yaml, load_config
+from osn_gs.config import config_to_yaml
+from osn_gs.errors import ConfigError
 from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
+from osn_gs.run.resources import read_resource_use
 from osn_gs.training.config import ExportConfig, ObjectScalesConfig, ScheduleConfig, TrainConfig
 
 TINY = TrainConfig(
@@ -51,6 +58,7 @@ def test_the_table_has_the_figures_of_every_line(figures: dict, options: ScenesB
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert len({len(line) for line in lines}) == 1
     methods = [line[1] for line in lines[2:]]
+    methods = [method.removesuffix(" *") for method in methods]
     assert methods[:2] == ["ours, sampled", "ours, contact"]
     assert methods[-2:] == ["middle of the ranges", "random scales"]
     column = next(i for i, title in enumerate(lines[0]) if title.startswith("test PSNR"))
@@ -67,6 +75,48 @@ def test_called_again_it_does_nothing_twice(figures: dict, options: ScenesBenchm
     assert benchmark_scenes(options, Console(quiet=True)) == figures
     changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert changed == ["eval_stereo.json"], "only what was missing is made anew"
+
+
+def test_an_evaluation_of_other_options_is_made_anew(figures: dict, options: ScenesBenchmark):
+    path = options.out / "toys" / "full-0" / "stats" / "eval_test.json"
+    without_baselines = json.loads(path.read_text())
+    without_baselines["options"]["baselines"] = False
+    path.write_text(json.dumps(without_baselines))
+    assert benchmark_scenes(options, Console(quiet=True)) == figures
+
+
+def test_a_run_of_other_options_is_told_and_the_other_rows_stay(
+    figures: dict, options: ScenesBenchmark, tmp_path: Path, demo_folder: Path
+):
+    longer = replace(TINY, data=demo_folder, schedule=replace(TINY.schedule, bootstrap_steps=21))
+    changed = tmp_path / "toys.yaml"
+    changed.write_text(config_to_yaml(longer))
+    console = Console(record=True, width=200)
+    with pytest.raises(ConfigError, match="toys, full, seed 0"):
+        benchmark_scenes(replace(options, configs=(changed,)), console)
+    assert "schedule differ" in console.export_text()
+    assert json.loads((options.out / "figures.json").read_text()) == figures
+
+
+def test_what_is_not_there_is_not_shown_as_a_number(figures: dict):
+    row = json.loads(json.dumps(figures["rows"][0]))
+    row["resources"] = None
+    row["evaluations"]["test"]["scores"]["all"]["psnr"]["best"] = None
+    row["evaluations"]["test"]["drawn"]["valid_set"] = "oracle"
+    lines = markdown_table([row]).splitlines()
+    assert lines[2].endswith("| - | - |")
+    assert "| ours, sampled * |" in lines[2]
+    assert "inf" not in lines[2]
+
+
+def test_a_training_that_dies_is_not_taken_for_an_interrupt(
+    options: ScenesBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        scenes, "_train", os.abort
+    )  # found by its name in the new process, which has no arguments for it
+    with pytest.raises(ConfigError, match="could not be trained"):
+        benchmark_scenes(replace(options, out=tmp_path / "out"), Console(quiet=True))
 
 
 def test_several_seeds_are_shown_as_their_mean(figures: dict):
@@ -90,13 +140,21 @@ def test_an_option_file_that_does_not_fit_is_told(tmp_path: Path, capsys):
     (tmp_path / "a.yaml").write_text("data: nowhere\n")
     arguments = ["scenes", "--configs", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]
     assert run_tool(benchmark_from_arguments, arguments) == EXIT_BAD_INPUT
-    assert "a, full, seed 0" in capsys.readouterr().err
+    assert "a, full, seed 0" in " ".join(capsys.readouterr().err.split())
     twice = [*arguments[:3], str(tmp_path / "a.yaml"), *arguments[3:]]
     assert run_tool(benchmark_from_arguments, twice) == EXIT_BAD_INPUT
     assert "each once" in capsys.readouterr().err
 
 
-def test_runs_are_told_apart_by_their_folders(options: ScenesBenchmark, figures: dict):
-    config = load_config(TrainConfig, options.out / "toys" / "full-0" / "config.yml")
-    assert config.run == options.out / "toys" / "full-0"
-    assert config.schedule == TINY.schedule
+def test_the_peak_of_memory_is_the_trainings_own(tmp_path: Path):
+    large = torch.zeros(300_000_000, dtype=torch.uint8) + 1
+    code = "from pathlib import Path; from osn_gs.run.resources import ResourceMeter; "
+    code += f"ResourceMeter(Path({str(tmp_path / 'use.json')!r}), False).save()"
+    alone = read_resource_use(measured(tmp_path, code)).peak_memory
+    del large
+    assert abs(alone - read_resource_use(measured(tmp_path, code)).peak_memory) < 50e6
+
+
+def measured(folder: Path, code: str) -> Path:
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return folder / "use.json"

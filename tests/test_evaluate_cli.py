@@ -83,14 +83,15 @@ def test_scales_and_poses_are_compared_with_the_truth(evaluation: dict):
     truth = evaluation["truth"]
     assert 0 <= truth["true_depth_set"]["iou"] <= 1
     assert 0 <= truth["true_depth_set"]["calibration_error"] <= 1
-    assert max(truth["nearest_sample_error"]) < 0.5
+    assert 0 < max(truth["nearest_sample_error"]) < 0.5
     assert [errors["object"] for errors in evaluation["poses"]] == ["background", "engine", "ring tower", "teapot"]
-    assert all(errors["rotation_mean"] < 5 for errors in evaluation["poses"])
+    assert all(errors["rotation_max"] < 0.01 for errors in evaluation["poses"]), "the demo's poses are exact"
+    assert all(errors["centre_max"] < 0.01 for errors in evaluation["poses"])
 
 
 def test_masks_of_co_visible_pixels_are_kept_and_read_again(evaluation: dict, short_run: Path):
     paths = sorted((short_run / "covis_mask" / "test").iterdir())
-    assert [path.name for path in paths] == ["0000.png", "0001.png", "0002.png"]
+    assert [path.name[:4] for path in paths] == ["0000", "0001", "0002"]
     shares = [(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0).mean() for path in paths]
     assert evaluation["co_visible_share"] == pytest.approx(np.mean(shares), abs=1e-6)
     assert 0.3 < np.mean(shares) < 1

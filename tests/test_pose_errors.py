@@ -10,8 +10,16 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from osn_gs.data.osn_files import read_transforms
 from osn_gs.data.osn_layout import load_scene
-from osn_gs.evaluation.poses import object_distance, pose_errors, rotation_angles, scene_pose_errors
+from osn_gs.data.set_truth import SetTruth
+from osn_gs.evaluation.poses import (
+    object_distance,
+    object_pose_errors,
+    pose_errors,
+    rotation_angles,
+    scene_pose_errors,
+)
 
 NUM_FRAMES = 12
 DISTANCE = 2.5
@@ -97,6 +105,17 @@ def test_a_reconstruction_turned_inside_out_does_not_pass():
 def test_small_and_large_angles_are_told_exactly(degrees):
     turns = Rotation.from_rotvec(np.radians(degrees) * np.array([[0.6, 0.0, 0.8], [0.0, -1.0, 0.0]]))
     np.testing.assert_allclose(rotation_angles(turns.as_matrix()), degrees, rtol=1e-6)
+
+
+def test_a_camera_that_stands_still_has_no_path_to_compare(demo_folder):
+    still = np.tile(np.eye(4), (6, 1, 1))
+    still[:, :3, 3] = 0.1, 0.2, 3.0
+    ids, depths = np.ones((6, 4, 4), np.uint8), np.full((6, 4, 4), 3.0)
+    transforms = read_transforms(demo_folder / "transforms_train.json")
+    truth = SetTruth(transforms, torch.from_numpy(np.stack([still, still])), ids, depths)
+    errors = object_pose_errors(torch.from_numpy(still), torch.ones(6, dtype=torch.bool), truth, 1)
+    assert errors.rotation_max == pytest.approx(0, abs=1e-6)
+    assert errors.centre_mean is None
 
 
 def test_the_distance_of_an_object_is_that_of_its_own_pixels():

@@ -73,9 +73,24 @@ def test_views_of_a_split_come_with_depth_and_ids(run: Path, tmp_path: Path):
     assert not np.array_equal(rgb, np.asarray(Image.open(tmp_path / "test" / "contact" / "rgb" / "0001.png")))
 
 
-def test_training_views_do_not_depend_on_the_configuration(run: Path, tmp_path: Path):
+def test_every_training_frame_is_rendered(run: Path, tmp_path: Path):
     assert run_tool(render_from_arguments, [str(run), "--split", "train", "--out", str(tmp_path)]) == 0
-    assert len(list((tmp_path / "train" / "contact" / "rgb").iterdir())) == 8
+    names = sorted(path.name for path in (tmp_path / "train" / "contact" / "rgb").iterdir())
+    assert names == [f"{t:04d}.png" for t in range(8)]
+
+
+@pytest.mark.parametrize("change", ["names", "twice", "slash"])
+def test_a_file_of_other_configurations_is_refused(run: Path, tmp_path: Path, capsys, change: str):
+    content = json.loads((run / "configurations.json").read_text())
+    if change == "names":
+        content["object_names"][1] = "another toy"
+    else:
+        content["configurations"][1]["name"] = {"twice": "contact", "slash": "../contact"}[change]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    options = ["--configurations", str(tmp_path / "other.json"), "--out", str(tmp_path / "out")]
+    assert run_tool(render_from_arguments, [str(run), *options]) == 2
+    assert "other.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", ["swing", "spiral", "interpolate"])

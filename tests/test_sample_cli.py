@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from osn_gs.config import config_to_yaml
 from osn_gs.data.osn_layout import load_scene
-from osn_gs.export.configurations import ConfigurationSet, read_configurations
+from osn_gs.export.configurations import ConfigurationSet, Draw, read_configurations
+from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.ranges import uniform_scales
 from osn_gs.run.command import run_tool
 from osn_gs.run.folder import RunFolder
@@ -26,7 +28,7 @@ from osn_gs.training.start import initial_scene
 def run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one short round."""
     data = load_scene(demo_folder)
-    schedule = ScheduleConfig(bootstrap_steps=30, rounds=0, network_steps=200, final_steps=0)
+    schedule = ScheduleConfig(bootstrap_steps=60, rounds=0, network_steps=300, final_steps=0)
     config = TrainConfig(data=demo_folder, schedule=schedule)
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():
@@ -57,7 +59,8 @@ def test_draws_are_valid_and_repeat_with_their_seed(run: Path, tmp_path: Path):
 
 def test_a_fixed_scale_is_met_and_its_interval_is_a_point(run: Path, tmp_path: Path):
     free = drawn(run, tmp_path / "free.json", "--num", "5")
-    name, scale = free.object_names[1], free.configurations[1].object_scales[1]
+    most_accurate = max(free.configurations[1:], key=lambda sample: sample.oracle_accuracy)
+    name, scale = free.object_names[1], most_accurate.object_scales[1]
     fixed = drawn(run, tmp_path / "fixed.json", "--num", "20", "--fix", f"{name}={scale!r}")
     assert all(sample.object_scales[1] == pytest.approx(scale, rel=1e-9) for sample in fixed.configurations)
     assert all(sample.score > 0.5 for sample in fixed.configurations)
@@ -77,6 +80,32 @@ def test_diverse_draws_lie_farther_from_each_other(run: Path, tmp_path: Path):
     diverse = drawn(run, tmp_path / "diverse.json", "--num", "12", "--diverse")
     assert len(diverse.configurations) == len(even.configurations)
     assert least_distance(diverse) > 2 * least_distance(even)
+
+
+def test_a_file_says_how_its_configurations_were_drawn(run: Path, tmp_path: Path):
+    assert drawn(run, tmp_path / "even.json", "--num", "3").drawn == Draw("learned", diverse=False)
+    assert drawn(run, tmp_path / "diverse.json", "--num", "3", "--diverse").drawn == Draw("learned", diverse=True)
+
+
+def test_what_needs_the_video_is_not_lost_without_it(run: Path, tmp_path: Path, capsys):
+    gone = tmp_path / "gone"
+    shutil.copytree(run, gone)
+    drawn(run, gone / "configurations.json", "--num", "3")
+    before = (gone / "configurations.json").read_bytes()
+    config = (gone / "config.yml").read_text()
+    data = next(line for line in config.splitlines() if line.startswith("data:"))
+    (gone / "config.yml").write_text(config.replace(data, f"data: {tmp_path / 'nowhere'}"))
+    assert run_tool(sample_from_arguments, [str(gone), "--num", "4"]) == 2
+    assert "--out FILE" in capsys.readouterr().err
+    assert (gone / "configurations.json").read_bytes() == before
+    assert len(drawn(gone, tmp_path / "own.json", "--num", "4").configurations) == 4
+
+
+def test_a_network_that_calls_nothing_valid_is_told(run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ObjectScaleNetwork, "logit", lambda self, scales: scales[:, 0] * 0 - 1.0)
+    from_oracle = drawn(run, tmp_path / "a.json", "--num", "3")
+    assert from_oracle.drawn == Draw("oracle", diverse=False)
+    assert "calls nothing valid yet" in capsys.readouterr().out
 
 
 def test_the_printed_volume_is_that_of_uniform_draws(run: Path, tmp_path: Path, capsys):

@@ -1,5 +1,7 @@
 """How one score is spread over configurations, and which of them each row of a report is of."""
 
+import dataclasses
+
 import pytest
 import torch
 from ball_scene import ball_scene, film
@@ -40,6 +42,17 @@ def test_the_released_protocol_takes_five_nearest_and_five_of_the_next_ten():
 def test_the_background_does_not_count_in_the_scale_error():
     errors = scale_mse(torch.tensor([[1.0, 1.5, 0.5], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 1.0]))
     assert errors.tolist() == [0.25, 0]
+
+
+def test_a_score_that_is_no_number_is_none():
+    scene = ball_scene()
+    view = film(scene)
+    away = torch.eye(4)
+    away[2, 3] = -1000.0  # all is behind the camera: black, as the truth, so there is no error at all
+    view = dataclasses.replace(view, cam_from_background=away, image=torch.zeros_like(view.image))
+    psnr = report_views(scene, (view,), Candidates(torch.tensor([[1.0, 1.0]])))["all"]["psnr"]
+    assert psnr == {"best": None, "mean": None, "median": None, "worst": None}
+    assert score_kind("psnr").write(None) == "-"
 
 
 def test_every_row_of_a_report_is_of_its_own_configurations():

@@ -68,7 +68,7 @@ def test_truth_is_averaged_over_the_views_that_have_it(scene: Scene):
     scores = all_pixels(scene, bare, view, unknown)
     assert scores.pictures["depth_ssi_mae"].isnan().sum(1).tolist() == [2, 2, 2]
     assert_the_filmed_one_is_best(scores)
-    assert set(all_pixels(scene, bare).by_configuration(NAMES)) == {"psnr", "ssim"}
+    assert set(all_pixels(scene, bare).by_configuration(NAMES)) == {"psnr", "ssim", "uncovered"}
 
 
 def test_the_psnr_of_an_object_is_over_its_own_pixels_in_all_views(scene: Scene):

@@ -17,18 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from osn_gs.benchmarks.options import check_counts
-from osn_gs.config import parse_config
+from osn_gs.config import load_config, parse_config
 from osn_gs.data.osn_files import read_json
-from osn_gs.errors import ConfigError
+from osn_gs.errors import ConfigError, OsnGsError
 from osn_gs.evaluation.scores import ScoreKind, score_kind
 from osn_gs.files import write_json_atomic, write_text_atomic
-from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
-from osn_gs.run.evaluate import EvaluateConfig, evaluate
+from osn_gs.run.command import EXIT_INTERRUPTED, run_tool
+from osn_gs.run.evaluate import EvaluateConfig, evaluate, is_current
 from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import open_run
-from osn_gs.run.resources import ResourceUse, read_resource_use
+from osn_gs.run.resources import read_resource_use
 from osn_gs.run.train import PROGRAM as TRAIN_PROGRAM
-from osn_gs.run.train import train
+from osn_gs.run.train import check_same_options, train
 from osn_gs.training.config import ScheduleConfig, TrainConfig
 
 Variant = Literal["full", "no-bootstrap", "R=1", "R=10", "one-vector", "four-vectors"]
@@ -53,8 +53,9 @@ class ScenesBenchmark:
     out: Path = Path("runs/benchmark")
     """Folder for runs (SCENE/VARIANT-SEED), table.md and figures.json."""
     variants: tuple[Variant, ...] = ("full",)
-    """full: as configured. no-bootstrap: its steps go to the end. R=1, R=10: rounds, with as many steps in all.
-    one-vector, four-vectors: scale vectors composited in a scene step."""
+    """full: as configured. no-bootstrap: its steps go to the end. R=1, R=10: rounds, with as many steps on the
+    Gaussians in all (steps of the network are by round, as in the paper). one-vector, four-vectors: scale vectors
+    composited in a scene step."""
     seeds: tuple[int, ...] = (0,)
     """Every variant is trained with each; the table has the mean."""
     num_configurations: int = 100
@@ -83,24 +84,47 @@ class _Job(NamedTuple):
     def title(self) -> str:
         return f"{self.scene}, {self.variant}, seed {self.seed}"
 
+    @property
+    def folder(self) -> RunFolder:
+        assert self.config.run is not None
+        return RunFolder(self.config.run)
+
 
 def benchmark_scenes(options: ScenesBenchmark, console: Console) -> dict[str, Any]:
     """Train and evaluate what is not done yet, print the table and return the figures, which are in `out` too.
 
+    Rows that earlier calls left in `out` stay. A job that fails is told, and the others go on.
+
     Raises:
-        ConfigError: a configuration file cannot be used, or a run of `out` was made with other options.
+        ConfigError: a configuration file cannot be used, or at last, that some jobs failed.
     """
-    jobs = list(_jobs(options))
-    rows = []
-    for job in jobs:
+    rows = _read_rows(options.out / FIGURES_FILE)
+    failed = []
+    for job in list(_jobs(options)):
         console.rule(escape(job.title))
-        _train_to_the_end(job, console)
-        rows.append(_row(job, _evaluations(job, options, console)))
+        try:
+            _train_to_the_end(job, console)
+            row = _row(job, _evaluations(job, options, console))
+        except OsnGsError as error:
+            console.print(f"[bold red]failed:[/] {escape(str(error))}")
+            failed.append(job.title)
+            continue
+        rows = [other for other in rows if _key(other) != _key(row)] + [row]
         write_json_atomic(options.out / FIGURES_FILE, _figures(rows))
-    table = markdown_table(rows)
-    write_text_atomic(options.out / TABLE_FILE, table)
-    console.print(table, markup=False, soft_wrap=True)
+        write_text_atomic(options.out / TABLE_FILE, markdown_table(rows))
+    if rows:
+        console.print(markdown_table(rows), markup=False, soft_wrap=True)
+    if failed:
+        raise ConfigError(f"{'; '.join(failed)}: could not be trained or evaluated, see above.")
     return _figures(rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return read_json(path)["rows"] if path.exists() else []
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["scene"], row["variant"], row["seed"]
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,18 +134,14 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _jobs(options: ScenesBenchmark) -> Iterator[_Job]:
     for path in options.configs:
-        config = parse_config(TrainConfig, ["--config", str(path)], TRAIN_PROGRAM)
+        samples = ["--object-scales.samples", str(options.num_configurations), "--evaluate-configurations", "1"]
+        config = parse_config(TrainConfig, ["--config", str(path), *samples], TRAIN_PROGRAM)
         if config.data is not None:
             config = dataclasses.replace(config, data=config.data.resolve())
         for variant in options.variants:
             for seed in options.seeds:
                 run = options.out / path.stem / f"{variant}-{seed}"
-                samples = dataclasses.replace(
-                    config.object_scales, samples=max(config.object_scales.samples, options.num_configurations)
-                )
-                varied = dataclasses.replace(
-                    VARIANTS[variant](config), run=run, seed=seed, object_scales=samples, evaluate_configurations=1
-                )
+                varied = dataclasses.replace(VARIANTS[variant](config), run=run, seed=seed)
                 yield _Job(path.stem, variant, seed, varied)
 
 
@@ -170,14 +190,16 @@ def _train_to_the_end(job: _Job, console: Console) -> None:
     """Train in a process of its own, so that its memory is its own, unless that is done already.
 
     Raises:
-        ConfigError: the training could not begin or go on; it has said why.
+        ConfigError: the run was begun with other options, or the training could not begin or go on.
     """
-    assert job.config.run is not None
-    folder = RunFolder(job.config.run)
+    folder = job.folder
+    resumed = folder.config.exists()
+    if resumed:
+        check_same_options(folder, load_config(TrainConfig, folder.config), job.config)
     if folder.final_stats.exists():
         console.print("trained before, kept")
         return
-    config = dataclasses.replace(job.config, resume=folder.config.exists())
+    config = dataclasses.replace(job.config, resume=resumed)
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(config,))
     process.start()
     try:
@@ -185,10 +207,10 @@ def _train_to_the_end(job: _Job, console: Console) -> None:
     except KeyboardInterrupt:
         process.join()  # it was told too, and saves what it has
         raise
-    if process.exitcode == EXIT_BAD_INPUT:
-        raise ConfigError(f"{job.title}: could not be trained, see above.")
-    if process.exitcode != 0:
+    if process.exitcode == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
+    if process.exitcode != 0:
+        raise ConfigError(f"{job.title}: its training ended with code {process.exitcode}, see above.")
 
 
 def _train(config: TrainConfig) -> None:
@@ -200,31 +222,29 @@ def _train(config: TrainConfig) -> None:
 
 def _evaluations(job: _Job, options: ScenesBenchmark, console: Console) -> dict[str, dict[str, Any]]:
     """What tools/evaluate.py says of every split that the scene has, made now where it is not there yet."""
-    folder = RunFolder(job.config.run)
+    torch.set_num_threads(1)
     found, run = {}, None
     for split in SPLITS:
-        path, count = folder.evaluation(split), options.num_configurations
-        if split == TRAIN:
-            count = min(count, NUM_TRAIN_CONFIGURATIONS)
-        if not path.exists() or read_json(path)["num_configurations"] != count:
-            run = run or open_run(folder.root, console)
-            if split != TRAIN and run.data is not None and split not in run.data.held_out:
+        path = job.folder.evaluation(split)
+        training = split == TRAIN
+        count = min(options.num_configurations, NUM_TRAIN_CONFIGURATIONS) if training else options.num_configurations
+        config = EvaluateConfig(job.folder.root, split, num_configurations=count, baselines=not training)
+        if not path.exists() or not is_current(read_json(path), job.folder, config):
+            run = run or open_run(job.folder.root, console)
+            if not training and run.data is not None and split not in run.data.held_out:
                 continue
-            config = EvaluateConfig(run=folder.root, split=split, num_configurations=count, baselines=split != TRAIN)
-            torch.set_num_threads(1)
             write_json_atomic(path, evaluate(run, config, console))
         found[split] = read_json(path)
     return found
 
 
 def _row(job: _Job, evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    folder = RunFolder(job.config.run)
-    use = read_resource_use(folder.resources) if folder.resources.exists() else ResourceUse()
+    resources = job.folder.resources
     return {
         "scene": job.scene,
         "variant": job.variant,
         "seed": job.seed,
-        "resources": dataclasses.asdict(use),
+        "resources": dataclasses.asdict(read_resource_use(resources)) if resources.exists() else None,
         "evaluations": evaluations,
     }
 
@@ -264,7 +284,10 @@ FULL_LINES: dict[str, dict[str, str | None]] = {
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `benchmark_scenes` as a table; several seeds as their mean, with half their range in PSNR columns."""
+    """The rows of `benchmark_scenes` as a table, over all pixels; several seeds as their mean and half their range.
+
+    Lines of a run whose network called nothing valid, so that the oracle's set was sampled, are marked with a star.
+    """
     shown = [column for column in COLUMNS if any(_has(row, column) for row in rows)]
     titles = [f"{column.title}: {' / '.join(column.statistics)}" if len(column.statistics) > 1 else column.title
               for column in shown]  # fmt: skip
@@ -277,7 +300,8 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
             for name, renamed in named_lines.items():
                 first = name == next(iter(named_lines))
                 cells = [_cell(of_variant, column, renamed) for column in shown]
-                lines.append([scene, name, *cells, _scale_cell(of_variant, renamed)]
+                star = " *" if any(_sampled_from_oracle(row) for row in of_variant) else ""
+                lines.append([scene, name + star, *cells, _scale_cell(of_variant, renamed)]
                              + (_run_cells(of_variant) if first else [""] * 3))  # fmt: skip
     lines.insert(1, ["---", "---", *["---:"] * (len(lines[0]) - 2)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -303,7 +327,7 @@ def _values(
     parts = []
     for statistic in statistics_shown:
         name = renamed.get(statistic, statistic)
-        values = [found[name] for found in by_statistic if name in found]
+        values = [found[name] for found in by_statistic if found.get(name) is not None]
         if not values:
             continue
         part = kind.form.format(statistics.fmean(values))
@@ -313,20 +337,31 @@ def _values(
     return " / ".join(parts)
 
 
+def _widest(row: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation over the most configurations."""
+    return max(row["evaluations"].values(), key=lambda evaluation: evaluation["num_configurations"])
+
+
+def _sampled_from_oracle(row: dict[str, Any]) -> bool:
+    drawn = _widest(row)["drawn"]
+    return drawn is not None and drawn["valid_set"] == "oracle"
+
+
 def _scale_cell(rows: Sequence[dict[str, Any]], renamed: dict[str, str | None]) -> str:
-    found = [next(iter(row["evaluations"].values()))["object_scales"] for row in rows]
-    held_out = [row["evaluations"][TEST]["object_scales"] for row in rows if TEST in row["evaluations"]]
-    known = [scales["scale_mse"] for scales in held_out or found if "scale_mse" in scales]
+    found = [_widest(row)["object_scales"] for row in rows]
+    known = [scales["scale_mse"] for scales in found if "scale_mse" in scales]
     return _values(known, ("best", "mean"), renamed, score_kind("scale_mse"))
 
 
 def _run_cells(rows: Sequence[dict[str, Any]]) -> list[str]:
     """IoU of the learned set, minutes of training and the most memory."""
-    learned = [next(iter(row["evaluations"].values())) for row in rows]
+    learned = [_widest(row) for row in rows]
     layers = [found["learned_set"]["iou"] for found in learned if found["learned_set"] is not None]
     with_truth = [found["truth"]["true_depth_set"] for found in learned if found["truth"] is not None]
     true_depth = [found["iou"] for found in with_truth if found is not None]
     ious = [f"{statistics.fmean(values):.3f}" if values else "-" for values in (layers, true_depth)]
-    seconds = statistics.fmean(row["resources"]["training_seconds"] for row in rows)
-    peaks = [row["resources"]["peak_memory"] for row in rows if row["resources"]["peak_memory"]]
-    return [" / ".join(ious), f"{seconds / 60:.1f}", f"{max(peaks) / GIBIBYTE:.2f}" if peaks else "-"]
+    used = [row["resources"] for row in rows if row["resources"] is not None]
+    minutes = [resources["training_seconds"] / 60 for resources in used]
+    peaks = [resources["peak_memory"] / GIBIBYTE for resources in used if resources["peak_memory"]]
+    costs = [f"{statistics.fmean(minutes):.1f}" if minutes else "-", f"{max(peaks):.2f}" if peaks else "-"]
+    return [" / ".join(ious), *costs]

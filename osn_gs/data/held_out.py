@@ -33,6 +33,7 @@ def read_held_out(
     train: Transforms,
     cam_from_background: Float[Tensor, "t 4 4"],
     background_scale: float | None,
+    num_objects: int,
     pixel_center: float,
     downscale: int,
 ) -> dict[str, tuple[HeldOutView, ...]]:
@@ -49,7 +50,9 @@ def read_held_out(
         world_from_cam, invert_rigid(cam_from_background), None if background_scale is None else 1 / background_scale
     )
     views = {
-        split: _read_split(folder, split, train, cam_from_background, background_from_world, pixel_center, downscale)
+        split: _read_split(
+            folder, split, train, cam_from_background, background_from_world, num_objects, pixel_center, downscale
+        )
         for split in present
     }
     return {split: found for split, found in views.items() if found}
@@ -99,6 +102,7 @@ def _read_split(
     train: Transforms,
     cam_from_background: Float[Tensor, "t 4 4"],
     background_from_world: Similarity,
+    num_objects: int,
     pixel_center: float,
     downscale: int,
 ) -> tuple[HeldOutView, ...]:
@@ -108,7 +112,7 @@ def _read_split(
     images = read_image_sequence(folder / f"images_{split}", transforms)
     masks, depths = folder / f"segm_{split}", folder / f"depth_{split}"
     covis = folder / "covis_mask"
-    ids = read_mask_sequence(masks, transforms) if masks.is_dir() else [None] * len(images)
+    ids = _read_ids(masks, transforms, num_objects) if masks.is_dir() else [None] * len(images)
     co_visible = read_mask_sequence(covis, transforms) if split == "test" and covis.is_dir() else [None] * len(images)
     depths = read_depth_sequence(depths, transforms) if depths.is_dir() else [None] * len(images)
     views = []
@@ -128,6 +132,18 @@ def _read_split(
             )
         )
     return tuple(views)
+
+
+def _read_ids(masks: Path, transforms: Transforms, num_objects: int) -> UInt8[np.ndarray, "n h w"]:
+    """True object ids of a split; an id that is no object's would count as one that is always missed."""
+    ids = read_mask_sequence(masks, transforms)
+    for index, highest in enumerate(ids.max(axis=(1, 2)).tolist()):
+        if highest >= num_objects:
+            raise DatasetError(
+                f"{masks}: mask {index} has the id {highest}, but the scene's {num_objects} objects are 0 to "
+                f"{num_objects - 1}; give such pixels an object's id, or remove {masks.name} to go without it."
+            )
+    return ids
 
 
 def _time_step(frame: FrameRecord, num_frames: int, where: str) -> int:

@@ -119,7 +119,9 @@ def load_scene(
         near=near,
         far=far,
         object_names=read_object_names(folder, len(objects)),
-        held_out=read_held_out(folder, transforms, cam_from_background, known_scale, pixel_center, downscale),
+        held_out=read_held_out(
+            folder, transforms, cam_from_background, known_scale, len(objects), pixel_center, downscale
+        ),
         truth=_read_truth(folder, objects, object_ids, downscale),
         folder=folder,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,14 +25,15 @@ def with_co_visible_pixels(
 ) -> tuple[HeldOutView, ...]:
     """The views with masks of co-visible pixels: their own, else from optical flow to all training frames.
 
-    Masks made here are kept in `folder`, as %04d.png of the view's size, for the next time. `on_view` is called after
-    each view.
+    Masks made here are kept in `folder` for the next time, each under its view's number and a digest of its image.
+    `on_view` is called after each view.
     """
     found = []
     for index, view in enumerate(views):
         mask = view.co_visible
         if mask is None:
-            path = folder / f"{index:04d}.png"
+            digest = hashlib.sha256(view.image.numpy().tobytes()).hexdigest()[:8]
+            path = folder / f"{index:04d}_{digest}.png"
             array = _read_mask(path, view.image.shape[:2])
             if array is None:
                 array = _from_flow(scene, data, view)

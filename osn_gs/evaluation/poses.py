@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from osn_gs.data.scene_data import SceneData
 from osn_gs.data.set_truth import SetTruth, read_set_truth
 from osn_gs.geometry.alignment import align_poses
 from osn_gs.geometry.se3 import invert_rigid
+
+LEAST_PATH = 1e-6  # of the distance: a camera that moves less about an object stands still
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class ObjectPoseErrors:
     """One object's `PoseErrors` in a few numbers: rotations in degrees, centres in per cent of the distance.
 
     `frames` counts the frames that show the object, `registered` those of them that have a pose. Errors are None
-    where fewer than two frames have one.
+    where fewer than two frames have one, and those of the centre where the camera does not move about the object (then
+    no scale aligns its path) or the object's depth is known nowhere.
     """
 
     frames: int
@@ -71,13 +75,16 @@ def object_pose_errors(
         return found
     distance = object_distance(truth.depths, truth.object_ids, object_id)
     errors = pose_errors(cam_from_obj.double().numpy(), registered, truth.cam_from_obj[object_id].numpy(), distance)
-    return replace(
-        found,
-        rotation_mean=float(errors.rotation.mean()),
-        rotation_max=float(errors.rotation.max()),
-        centre_mean=100 * float(errors.centre.mean()),
-        centre_max=100 * float(errors.centre.max()),
-    )
+    found = replace(found, rotation_mean=float(errors.rotation.mean()), rotation_max=float(errors.rotation.max()))
+    if not _path_length(truth.cam_from_obj[object_id].numpy()[registered]) > LEAST_PATH * distance:
+        return found
+    return replace(found, centre_mean=100 * float(errors.centre.mean()), centre_max=100 * float(errors.centre.max()))
+
+
+def _path_length(cam_from_obj: Float[np.ndarray, "t 4 4"]) -> float:
+    """Root mean square distance of the camera's places about the object from their middle."""
+    centres = invert_rigid(torch.from_numpy(cam_from_obj))[:, :3, 3]
+    return float((centres - centres.mean(0)).square().sum(1).mean().sqrt())
 
 
 def pose_errors(
@@ -120,7 +127,6 @@ def rotation_angles(rotations: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, 
 
 
 def object_distance(depths: Float[np.ndarray, "t h w"], object_ids: Int[np.ndarray, "t h w"], object_id: int) -> float:
-    """Median z-depth of an object's pixels over a clip: what centre errors are relative to."""
+    """Median z-depth of an object's pixels over a clip, to which centre errors are relative; NaN if none is known."""
     seen = depths[(object_ids == object_id) & np.isfinite(depths) & (depths > 0)]
-    assert seen.size > 0, f"object {object_id} is seen nowhere"
-    return float(np.median(seen))
+    return float(np.median(seen)) if seen.size > 0 else math.nan

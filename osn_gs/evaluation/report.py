@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -18,7 +19,9 @@ from osn_gs.scene.scene import Scene
 CONTACT, TRUE_SCALES, MIDDLE = "contact", "true_scales", "middle"
 RELEASED, RANDOM = "released", "random"
 
-ScoreStatistics = dict[str, float]  # the value of a score by statistic: best, mean, ..., contact, ...
+# The value of a score by statistic: best, mean, ..., contact, ...; None where it is no finite number, such as the PSNR
+# of pixels that are all exactly right.
+ScoreStatistics = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -103,4 +106,4 @@ def _statistics(name: str, values: Float[Tensor, "c"], candidates: Candidates) -
     if candidates.random is not None:
         of_random = asdict(spread(rest[num_named:], higher_is_better))
         statistics |= {f"{RANDOM}_{statistic}": value for statistic, value in of_random.items()}
-    return statistics
+    return {statistic: value if math.isfinite(value) else None for statistic, value in statistics.items()}

@@ -17,6 +17,10 @@ class ScoreKind(NamedTuple):
     form: str
     higher_is_better: bool
 
+    def write(self, value: float | None) -> str:
+        """A value in its form, a dash where there is none."""
+        return "-" if value is None else self.form.format(value)
+
 
 SCORE_KINDS = {
     "psnr": ScoreKind("PSNR (dB)", "{:.2f}", True),
@@ -25,6 +29,7 @@ SCORE_KINDS = {
     "st_lpips": ScoreKind("ST-LPIPS", "{:.3f}", False),
     "depth_ssi_mae": ScoreKind("SSI-MAE", "{:.4f}", False),
     "depth_ssi_mse": ScoreKind("SSI-MSE", "{:.4f}", False),
+    "uncovered": ScoreKind("uncovered", "{:.3f}", False),
     "panoptic_quality": ScoreKind("PQ", "{:.3f}", True),
     "miou": ScoreKind("mIoU", "{:.3f}", True),
     "scale_mse": ScoreKind("scale MSE", "{:.4f}", False),

@@ -17,6 +17,7 @@ from osn_gs.scene.render import RenderedView, render_view
 from osn_gs.scene.scene import Scene
 
 TRAIN_SPLIT = "train"
+COVERED = 0.5  # opacity from which on a pixel shows the scene; what shows nothing counts as background at depth 0
 Pixels = Literal["all", "co_visible"]
 
 
@@ -120,6 +121,7 @@ def _compare(
     scores = {"psnr": metrics.psnr(rgb, truth, mask), "ssim": metrics.ssim(rgb, truth, mask)}
     for metric in perceptual:
         scores[metric.name.lower().replace("-", "_")] = metric(rgb, truth, mask)
+    scores["uncovered"] = metrics.masked_mean((picture.alpha < COVERED).to(rgb), mask)
     unknown = picture.depth.new_tensor(torch.nan)
     scores |= {"depth_ssi_mae": unknown, "depth_ssi_mse": unknown}
     if view.depth is not None:
@@ -155,7 +157,7 @@ def render_held_out(scene: Scene, view: HeldOutView, object_scales: Float[Tensor
 
 
 def train_views(scene: Scene, data: SceneData) -> tuple[HeldOutView, ...]:
-    """The training frames as views to be scored."""
+    """The training frames as views to be scored, against the masks that training went by."""
     return tuple(
         HeldOutView(
             name=f"{TRAIN_SPLIT}/{t:04d}",

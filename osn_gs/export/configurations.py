@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -69,12 +69,28 @@ class ObjectInterval:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How configurations were drawn.
+
+    From the network's set (learned), or from the oracle's while the network called nothing valid; evenly over it, or
+    far from each other (diverse), over which a mean says nothing of the set.
+    """
+
+    valid_set: Literal["learned", "oracle"]
+    diverse: bool
+
+
+@dataclass(frozen=True)
 class ConfigurationSet:
-    """What `configurations.json` holds: names of all objects, intervals of some of them, and samples."""
+    """What `configurations.json` holds: names of all objects, intervals of some of them, and samples.
+
+    `drawn` is None in files from before it was noted.
+    """
 
     object_names: tuple[str, ...]
     intervals: tuple[ObjectInterval, ...]
     configurations: tuple[Configuration, ...]
+    drawn: Draw | None = None
 
 
 def write_configurations(path: Path, configurations: ConfigurationSet) -> None:
@@ -97,6 +113,7 @@ def read_configurations(path: Path) -> ConfigurationSet:
                 Configuration(**{**sample, "object_scales": tuple(sample["object_scales"])})
                 for sample in content["configurations"]
             ),
+            drawn=None if content.get("drawn") is None else Draw(**content["drawn"]),
         )
     except (KeyError, TypeError) as error:
         raise OsnGsError(f"{path}: not a list of configurations ({type(error).__name__}: {error}).") from None
@@ -246,8 +263,11 @@ def _read_json(path: Path) -> Any:
 
 def _check_configurations(path: Path, configurations: ConfigurationSet) -> None:
     num_objects = len(configurations.object_names)
+    names = [sample.name for sample in configurations.configurations]
     for sample in configurations.configurations:
         where = f"{path}: configuration {sample.name!r}"
+        if names.count(sample.name) > 1 or Path(sample.name).name != sample.name:
+            raise OsnGsError(f"{where} needs a name of its own without slashes: files are called by it.")
         if len(sample.object_scales) != num_objects:
             raise OsnGsError(f"{where} has {len(sample.object_scales)} object scales for {num_objects} objects.")
         if not all(_is_number(scale) and scale > 0 for scale in sample.object_scales):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.export.configurations import Configuration, ConfigurationSet, ObjectInterval
+from osn_gs.export.configurations import Configuration, ConfigurationSet, Draw, ObjectInterval
 from osn_gs.object_scales.constraints import FREE, ScaleConstraints, reduce_scales, sample_constrained
 from osn_gs.object_scales.contact import contact_configuration
 from osn_gs.object_scales.nested_sets import ValidSet, nested_sets_up_to, sample_first_found
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.object_scales.ranges import uniform_scales
-from osn_gs.object_scales.sampling import farthest_point_subset
+from osn_gs.object_scales.sampling import StarvedError, farthest_point_subset
 from osn_gs.object_scales.valid_bounds import valid_bounds
 
 CONTACT_NAME = "contact"
@@ -57,7 +58,8 @@ def draw_configurations(
     Raises `OsnGsError` for constraints that nothing valid meets.
     """
     draws = count * DRAWS_PER_PICK if diverse else count
-    valid_set, samples = sample_first_found(learned.valid_sets, learned.scale_ranges, draws, generator)
+    learned_set, *_ = valid_sets = learned.valid_sets
+    valid_set, samples = sample_first_found(valid_sets, learned.scale_ranges, draws, generator)
     if constraints != FREE:
         samples = sample_constrained(
             valid_set.quality, valid_set.least_quality, learned.scale_ranges, constraints, draws, generator
@@ -67,7 +69,8 @@ def draw_configurations(
     names = [f"configuration_{index:03d}" for index in range(len(samples))]
     oracle, threshold, bounds = learned.oracle, learned.accuracy_threshold, ()
     if oracle is not None and threshold is not None:
-        bounds = valid_bounds(oracle, threshold, generator, constraints)
+        with suppress(StarvedError):  # scales that only the network calls valid: the oracle has no interval for them
+            bounds = valid_bounds(oracle, threshold, generator, constraints)
         if constraints == FREE:
             samples = torch.cat([contact_configuration(oracle, threshold, generator)[None].to(samples), samples])
             names = [CONTACT_NAME, *names]
@@ -80,6 +83,7 @@ def draw_configurations(
             Configuration(name, tuple(vector), score, accuracy)
             for name, vector, score, accuracy in zip(names, samples.tolist(), scores, accuracies, strict=True)
         ),
+        drawn=Draw("learned" if valid_set is learned_set else "oracle", diverse),
     )
 
 

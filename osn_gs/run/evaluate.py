@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from jaxtyping import Float
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from osn_gs.config import parse_config
 from osn_gs.data.scene_data import HeldOutView, SceneData
@@ -24,7 +27,9 @@ from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, re
 from osn_gs.evaluation.scores import is_object_score, score_kind
 from osn_gs.evaluation.truth import TruthReport, truth_report
 from osn_gs.evaluation.views import TRAIN_SPLIT, PerceptualMetric, Pixels
+from osn_gs.export.configurations import Configuration, read_configurations
 from osn_gs.files import write_json_atomic
+from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run, split_views
 from osn_gs.run.summary import set_lines
 from osn_gs.scene.scene import Scene
@@ -51,8 +56,10 @@ STATISTIC_TITLES = {
 class EvaluateConfig:
     """Score a run's configurations on the views of a split, and its object scales and poses where their truth is known.
 
-    best, mean, median and worst are over the sampled configurations, each averaged over the views; best is taken score
-    by score. Most samples differ from the one true scene by design. contact is the contact configuration. The released
+    best, mean, median and worst are over the sampled configurations, each score by itself. A score is averaged over the
+    views, but the panoptic quality and the PSNR of an object are one figure of all views together; uncovered is the
+    share of pixels that show nothing. Most samples differ from the one true scene by design. contact is the contact
+    configuration. The released
     protocol is the best of the 5 samples nearest to the true scales and 5 of the next 10: it leans on the truth.
     """
 
@@ -90,8 +97,8 @@ def evaluate_from_arguments(arguments: list[str]) -> int:
     run = open_run(config.run or newest_run(), console)
     evaluation = evaluate(run, config, console)
     target = config.out or run.folder.evaluation(config.split)
-    write_json_atomic(target, evaluation)
     print_evaluation(evaluation, console)
+    write_json_atomic(target, evaluation)
     console.print(f"Written: {escape(str(target))}")
     return 0
 
@@ -103,7 +110,7 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
     """
     views, data = split_views(run, config.split), run.data
     assert data is not None, "views were found"
-    contact, samples = _configurations(run, config.num_configurations)
+    contact, samples = _contact_and_samples(run.configurations, run.folder, config)
     perceptual = _perceptual_metrics(config)
     scene = run.trained.scene.to(choose_device(config.device))
     generator = torch.Generator().manual_seed(config.seed)
@@ -123,6 +130,9 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
         "num_views": len(views),
         "image_size": [width, height],
         "num_configurations": len(samples),
+        "options": _options(config),
+        "drawn": None if run.configuration_set.drawn is None else asdict(run.configuration_set.drawn),
+        "configurations_digest": configurations_digest(contact, samples),
         "co_visible_share": float(torch.stack(masks).float().mean()) if masks else None,
         "scores": scores,
         "object_scales": report_scales(data, candidates),
@@ -134,23 +144,51 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
     }
 
 
-def _configurations(run: OpenedRun, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The contact configuration [k] and the first samples [count, k] of the run."""
-    contact = next((sample for sample in run.configurations if sample.name == CONTACT), None)
-    samples = [sample.object_scales for sample in run.configurations if sample.name != CONTACT]
-    root = run.folder.root
+def _options(config: EvaluateConfig) -> dict[str, Any]:
+    """The options that figures depend on, as JSON."""
+    return {
+        "baselines": config.baselines,
+        "co_visibility": config.co_visibility,
+        "lpips": bool(config.lpips_weights),
+        "st_lpips": config.st_lpips,
+        "seed": config.seed,
+    }
+
+
+def configurations_digest(contact: Float[Tensor, "k"], samples: Float[Tensor, "n k"]) -> str:
+    """Tells whether two evaluations are of the same configurations."""
+    return hashlib.sha256(torch.cat([contact[None], samples]).cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def is_current(evaluation: dict[str, Any], folder: RunFolder, config: EvaluateConfig) -> bool:
+    """Whether an evaluation is of the options and of the configurations that the run folder holds now."""
+    available = read_configurations(folder.configurations).configurations
+    expected = {
+        "num_configurations": config.num_configurations,
+        "options": _options(config),
+        "configurations_digest": configurations_digest(*_contact_and_samples(available, folder, config)),
+    }
+    return all(evaluation.get(key) == value for key, value in expected.items())
+
+
+def _contact_and_samples(
+    available: Sequence[Configuration], folder: RunFolder, config: EvaluateConfig
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "n k"]]:
+    """The contact configuration and the first samples of a run; raises ConfigError where there are too few."""
+    contact = next((sample for sample in available if sample.name == CONTACT), None)
+    samples = [sample.object_scales for sample in available if sample.name != CONTACT]
     if contact is None:
         raise ConfigError(
-            f"{run.folder.configurations}: no {CONTACT} configuration yet; let the training end, or draw some with "
-            f"python tools/sample.py {root}."
+            f"{folder.configurations}: no {CONTACT} configuration yet; let the training end, or draw some with "
+            f"python tools/sample.py {folder.root}."
         )
+    count = config.num_configurations
     if len(samples) < count:
         raise ConfigError(
-            f"--num-configurations {count}: {run.folder.configurations} holds {len(samples)} samples; draw more with "
-            f"python tools/sample.py {root} --num {count}, or ask for fewer."
+            f"--num-configurations {count}: {folder.configurations} holds {len(samples)} samples; draw more with "
+            f"python tools/sample.py {folder.root} --num {count}, or ask for fewer."
         )
-    like = run.trained.scene.scale_ranges
-    return contact.scales_like(like), torch.tensor(samples[:count]).to(like)
+    return torch.tensor(contact.object_scales), torch.tensor(samples[:count])
 
 
 def _perceptual_metrics(config: EvaluateConfig) -> list[PerceptualMetric]:
@@ -174,7 +212,11 @@ def _with_masks(
 
 
 def _truth(
-    run: OpenedRun, data: SceneData, contact: torch.Tensor, samples: torch.Tensor, generator: torch.Generator
+    run: OpenedRun,
+    data: SceneData,
+    contact: Float[Tensor, "k"],
+    samples: Float[Tensor, "n k"],
+    generator: torch.Generator,
 ) -> TruthReport | None:
     learned = run.learned
     if learned.oracle is None or learned.accuracy_threshold is None:
@@ -188,6 +230,8 @@ def _truth(
 def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
     """The tables and lines of `evaluate`."""
     title = f"{evaluation['scene']}, {evaluation['split']}: {evaluation['num_views']} views"
+    if evaluation["drawn"] is not None and evaluation["drawn"]["diverse"]:
+        title += ", samples far apart (--diverse)"
     for pixels, scores in evaluation["scores"].items():
         what = PIXELS_TITLES[pixels]
         if pixels == "co_visible":
@@ -219,7 +263,7 @@ def _score_table(title: str, scores: dict[str, ScoreStatistics]) -> Table:
         table.add_column(escape(score_kind(name).title), justify="right")
     for statistic, statistic_title in STATISTIC_TITLES.items():
         if any(statistic in statistics for statistics in scores.values()):
-            cells = (score_kind(name).form.format(found[statistic]) for name, found in scores.items())
+            cells = (score_kind(name).write(found[statistic]) for name, found in scores.items())
             table.add_row(statistic_title, *cells)
     return table
 

@@ -15,10 +15,11 @@ from osn_gs.data.osn_layout import load_scene
 from osn_gs.data.scene_data import HeldOutView, SceneData
 from osn_gs.errors import CheckpointError, ConfigError, OsnGsError
 from osn_gs.evaluation.views import TRAIN_SPLIT, train_views
-from osn_gs.export.configurations import Configuration, read_configurations
+from osn_gs.export.configurations import Configuration, ConfigurationSet, read_configurations
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.run.drawing import LearnedScales
 from osn_gs.run.folder import RunFolder
+from osn_gs.scene.scene import Scene
 from osn_gs.training.checkpoints import Trained, latest_checkpoint, load_trained
 from osn_gs.training.config import TrainConfig
 from osn_gs.training.observed_layers import oracle_of_scene
@@ -30,7 +31,7 @@ RUNS = Path("runs")
 class OpenedRun:
     """A run as its last checkpoint has it, on the CPU.
 
-    `data` and `oracle` are None where the scene folder it was trained on is not at hand; `configurations` is empty
+    `data` and `oracle` are None where the scene folder it was trained on is not at hand; `configuration_set` is None
     where the run has not come to its end.
     """
 
@@ -39,7 +40,12 @@ class OpenedRun:
     trained: Trained
     data: SceneData | None
     oracle: ScaleOracle | None
-    configurations: tuple[Configuration, ...]
+    configuration_set: ConfigurationSet | None
+
+    @property
+    def configurations(self) -> tuple[Configuration, ...]:
+        """Contact first where there is one, then the samples."""
+        return () if self.configuration_set is None else self.configuration_set.configurations
 
     @property
     def learned(self) -> LearnedScales:
@@ -64,8 +70,21 @@ def open_run(root: Path, console: Console) -> OpenedRun:
     if data is not None:
         with console.status("tabulating what the occlusions allow"):
             oracle = oracle_of_scene(trained.scene, data.object_ids)
-    configurations = read_configurations(folder.configurations).configurations if folder.configurations.exists() else ()
+    configurations = (
+        read_run_configurations(folder.configurations, trained.scene) if folder.configurations.exists() else None
+    )
     return OpenedRun(folder, config, trained, data, oracle, configurations)
+
+
+def read_run_configurations(path: Path, scene: Scene) -> ConfigurationSet:
+    """Configurations in a file; raises ConfigError for those of other objects than the run's."""
+    found = read_configurations(path)
+    if found.object_names != scene.object_names:
+        raise ConfigError(
+            f"{path}: holds configurations of {', '.join(found.object_names)}; expected the run's objects "
+            f"{', '.join(scene.object_names)}."
+        )
+    return found
 
 
 def split_views(run: OpenedRun, split: str) -> tuple[HeldOutView, ...]:
@@ -91,7 +110,7 @@ def newest_run() -> Path:
 def _data_of(config: TrainConfig, folder: RunFolder, trained: Trained, console: Console) -> SceneData | None:
     """The data a run was trained on, where it still fits."""
     if config.data is None and not folder.demo_scene.exists():
-        gone = f"{folder.demo_scene} has gone"
+        gone = f"{folder.demo_scene} has gone."
     else:
         try:
             data = load_run_data(config, folder, console)

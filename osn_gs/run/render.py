@@ -23,13 +23,13 @@ from osn_gs.data.scene_data import HeldOutView
 from osn_gs.errors import ConfigError
 from osn_gs.evaluation.views import render_held_out
 from osn_gs.export.camera_path import read_camera_path
-from osn_gs.export.configurations import Configuration, read_configurations
+from osn_gs.export.configurations import Configuration
 from osn_gs.export.previews import color_depth, color_ids, depth_range, to_uint8, write_png
 from osn_gs.export.renderings import Colouring, World, fly_through
 from osn_gs.export.video import write_video
 from osn_gs.files import write_bytes_atomic
 from osn_gs.geometry.camera_path import CameraPath, Keyframe, interpolate_keyframes, spiral_path, swinging_path
-from osn_gs.run.open_run import OpenedRun, choose_device, newest_run, open_run, split_views
+from osn_gs.run.open_run import choose_device, newest_run, open_run, read_run_configurations, split_views
 from osn_gs.scene.render import RenderedView
 from osn_gs.scene.scene import Scene
 
@@ -92,10 +92,11 @@ def render_from_arguments(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     device = choose_device(config.device)
     run = open_run(config.run or newest_run(), console)
-    available = run.configurations
+    file, available = run.folder.configurations, run.configurations
     if config.configurations is not None:
-        available = read_configurations(config.configurations).configurations
-    configurations = choose_configurations(run, available, config.configuration)
+        file = config.configurations
+        available = read_run_configurations(file, run.trained.scene).configurations
+    configurations = choose_configurations(available, config.configuration, file)
     scene = run.trained.scene.to(device)
     folder = (config.out or run.folder.root / "renders") / config.split
     with Progress(console=console, transient=True) as progress:
@@ -108,14 +109,11 @@ def render_from_arguments(arguments: list[str]) -> int:
     return 0
 
 
-def choose_configurations(
-    run: OpenedRun, available: tuple[Configuration, ...], chosen: str
-) -> tuple[Configuration, ...]:
-    """Configurations by number or name, comma-separated, or all; raises ConfigError for one that is not there."""
+def choose_configurations(available: tuple[Configuration, ...], chosen: str, file: Path) -> tuple[Configuration, ...]:
+    """Configurations of a file by number or name, comma-separated, or all; raises ConfigError for one not there."""
     if not available:
         raise ConfigError(
-            f"{run.folder.configurations}: no configurations yet; let the training end, or draw some with "
-            f"python tools/sample.py {run.folder.root}."
+            f"{file}: no configurations here; let the training end, or draw some with python tools/sample.py."
         )
     if chosen == "all":
         return available

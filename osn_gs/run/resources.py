@@ -51,9 +51,13 @@ def read_resource_use(path: Path) -> ResourceUse:
 
 
 def _peak_memory() -> int | None:
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where the other figure is also that of the process which started this one
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return 1024 * int(lines["VmHWM"].split()[0])
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

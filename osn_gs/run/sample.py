@@ -59,21 +59,36 @@ def sample_from_arguments(arguments: list[str]) -> int:
     constraints = parse_fixed_scales(config.fix, learned.object_names)
     with naming_objects(learned.object_names):
         reduce_scales(learned.scale_ranges, constraints)  # what cannot be is told before the work
+    target = config.out or _default_file(run.folder, config.fix)
+    if run.oracle is None and config.out is None and target.exists():
+        raise ConfigError(
+            f"{target}: holds what can only be found with the video of the run, which is not at hand; see above. Give "
+            "--out FILE for the new draws."
+        )
     generator = torch.Generator().manual_seed(config.seed)
     with console.status("drawing"), naming_objects(learned.object_names):
         configurations = draw_configurations(learned, config.num, generator, constraints, config.diverse)
-        volume = set_volume(learned, constraints, generator)
-    target = config.out or _default_file(run.folder, config.fix)
     write_configurations(target, configurations)
     if configurations.intervals:
         console.print(_interval_table(configurations))
+    console.print(_volume_line(learned, configurations, constraints, generator))
+    console.print(f"{len(configurations.configurations)} configurations are in {escape(str(target))}.")
+    return 0
+
+
+def _volume_line(
+    learned: LearnedScales, configurations: ConfigurationSet, constraints: ScaleConstraints, generator: torch.Generator
+) -> str:
+    """How small the set is."""
+    assert configurations.drawn is not None, "just drawn"
+    if configurations.drawn.valid_set == "oracle":
+        return "The scale network calls nothing valid yet: configurations were drawn from the oracle's set."
+    volume = set_volume(learned, constraints, generator)
     given = "" if constraints == FREE else " that has the fixed scales"
-    console.print(
+    return (
         f"The learned set fills {100 * volume:.2g} % of the initial box{given}: "
         f"one of {1 / volume:,.0f} uniform draws is valid."
     )
-    console.print(f"{len(configurations.configurations)} configurations are in {escape(str(target))}.")
-    return 0
 
 
 def _default_file(folder: RunFolder, fixed: tuple[str, ...]) -> Path:

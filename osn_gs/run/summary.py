@@ -52,7 +52,7 @@ def _score_table(pictures: dict[str, dict[str, dict[str, float]]]) -> Table:
         for name in SUMMARIZED:
             if name in scores:
                 kind = score_kind(name)
-                table.add_row(split, kind.title, *(kind.form.format(scores[name][column]) for column in kinds))
+                table.add_row(split, kind.title, *(kind.write(scores[name][column]) for column in kinds))
     return table
 
 

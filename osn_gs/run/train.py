@@ -207,13 +207,18 @@ def _reopen(config: TrainConfig, arguments: list[str]) -> tuple[RunFolder, Train
         resume=stored.resume,
         data=None if asked.data is None else asked.data.resolve(),
     )
+    check_same_options(folder, stored, asked)
+    return folder, dataclasses.replace(stored, resume=True)
+
+
+def check_same_options(folder: RunFolder, stored: TrainConfig, asked: TrainConfig) -> None:
+    """Raises ConfigError, which names them, for options that a run was not started with."""
     differing = [name for name, value in asdict(stored).items() if asdict(asked)[name] != value]
     if differing:
         raise ConfigError(
             f"{folder.root}: a resumed run keeps the options it was started with, but {', '.join(differing)} "
             "differ; leave them out, or start a new run."
         )
-    return folder, dataclasses.replace(stored, resume=True)
 
 
 def _headline(data: SceneData, optimizer: JointOptimizer, device: torch.device, folder: RunFolder) -> str:
