@@ -405,3 +405,12 @@ def test_near_must_be_before_far(folder, given, named):
         edit_transforms(folder, lambda c: c.update(near=8.5))
     with pytest.raises(DatasetError, match=named):
         load_scene(folder, **given)
+
+
+def test_held_out_ids_are_those_of_the_objects(folder):
+    path = sorted((folder / "segm_test").iterdir())[1]
+    ids = np.load(path)
+    ids[:2] = 255
+    np.save(path, ids)
+    with pytest.raises(DatasetError, match="mask 1 has the id 255"):
+        load_scene(folder)
