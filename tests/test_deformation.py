@@ -1,0 +1,166 @@
+"""Deformation: none at first, rigid motions are free, smooth between frames, and blind to units and object scales."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ball_scene import WIDTH, ball_scene
+from torch.testing import assert_close
+
+from osn_gs.gaussians.deformation import NodeDeformation, quat_of_rotation_vector, spline_weights, spread_points
+from osn_gs.gaussians.object_gaussians import ObjectGaussians
+from osn_gs.geometry.se3 import quat_multiply, quat_to_rotmat
+from osn_gs.scene.render import render_layers, render_view
+from osn_gs.scene.scene import Scene
+
+NUM_FRAMES = 5
+
+
+@pytest.fixture
+def gaussians() -> ObjectGaussians:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(300, 3, generator=generator) * torch.tensor([1.0, 0.5, 2.0])
+    gaussians = ObjectGaussians.from_points(points, torch.rand(300, 3, generator=generator), sh_degree=1)
+    with torch.no_grad():
+        gaussians.params["quats"].copy_(torch.randn(300, 4, generator=generator))
+    return gaussians
+
+
+def deformation_of(gaussians: ObjectGaussians, num_nodes: int = 12, knot_spacing: float = 1.0) -> NodeDeformation:
+    return NodeDeformation.on_gaussians(gaussians, num_nodes, NUM_FRAMES, knot_spacing)
+
+
+def shake(deformation: NodeDeformation, amount: float = 0.2) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for values in (deformation.rotations, deformation.translations):
+            values.copy_(amount * torch.randn(values.shape, generator=generator))
+
+
+def move_rigidly(deformation: NodeDeformation, turn: torch.Tensor, shift: torch.Tensor) -> None:
+    """The same rigid motion about the origin for all nodes at all times; its rotation vector and translation."""
+    rotation = quat_to_rotmat(quat_of_rotation_vector(turn))
+    translations = deformation.nodes @ rotation.T + shift - deformation.nodes
+    with torch.no_grad():
+        deformation.rotations.copy_(turn.expand_as(deformation.rotations))
+        deformation.translations.copy_((translations / deformation.size).expand_as(deformation.translations))
+
+
+@torch.no_grad()
+def test_at_first_nothing_moves_not_even_by_a_bit(gaussians: ObjectGaussians):
+    deformation = deformation_of(gaussians)
+    means, quats = deformation.move(gaussians.means, gaussians.quats, 1.7)
+    assert torch.equal(means, gaussians.means)
+    assert_close(quats, gaussians.quats)
+    assert float(deformation.stretching(1.7)) == 0
+    assert float(deformation.jerkiness()) == 0
+    assert float(deformation.magnitude()) == 0
+
+
+@torch.no_grad()
+def test_a_rigid_motion_of_all_nodes_is_one_of_all_gaussians_and_stretches_nothing(gaussians: ObjectGaussians):
+    deformation = deformation_of(gaussians)
+    turn, shift = torch.tensor([0.5, -0.9, 0.3]), torch.tensor([0.1, 0.4, -0.2])
+    move_rigidly(deformation, turn, shift)
+    means, quats = deformation.move(gaussians.means, gaussians.quats, 2.5)
+    quat = quat_of_rotation_vector(turn)
+    assert_close(means, gaussians.means @ quat_to_rotmat(quat).T + shift, atol=1e-5, rtol=1e-5)
+    assert_close(quats, quat_multiply(quat.expand_as(quats), gaussians.quats), atol=1e-5, rtol=1e-5)
+    assert float(deformation.stretching(2.5)) < 1e-10
+    shake(deformation)
+    assert float(deformation.stretching(2.5)) > 1e-2
+
+
+def test_the_blend_moves_gaussians_as_the_formula_says(gaussians: ObjectGaussians):
+    """A mean goes to the weighted sum of R_j (x - n_j) + n_j + t_j, with weights that sum to one."""
+    deformation = deformation_of(gaussians)
+    shake(deformation)
+    vectors, translations = deformation.node_motion(1.3)
+    rotations = quat_to_rotmat(quat_of_rotation_vector(vectors))
+    x, nodes = gaussians.means[7], deformation.nodes
+    weights = torch.exp(-((x - nodes) ** 2).sum(1) / (2 * deformation.reach**2))
+    carried = (rotations @ (x - nodes)[:, :, None]).squeeze(-1) + nodes + translations
+    expected = (weights[:, None] * carried).sum(0) / weights.sum()
+    means, _ = deformation.move(gaussians.means, gaussians.quats, 1.3)
+    assert_close(means[7], expected, atol=1e-5, rtol=1e-5)
+    means[7].sum().backward()
+    assert float(deformation.rotations.grad.abs().sum()) > 0
+    assert float(deformation.translations.grad.abs().sum()) > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("knot_spacing", [1.0, 1.5])
+def test_motion_is_smooth_between_frames(gaussians: ObjectGaussians, knot_spacing: float):
+    deformation = deformation_of(gaussians, knot_spacing=knot_spacing)
+    shake(deformation)
+    times = torch.linspace(0, NUM_FRAMES - 1, 401).tolist()
+    path = torch.stack([deformation.move(gaussians.means[:5], gaussians.quats[:5], time)[0] for time in times])
+    velocity = path.diff(dim=0) / (times[1] - times[0])
+    jump = velocity.diff(dim=0).norm(dim=-1).max()
+    assert float(jump) < 0.05 * float(velocity.norm(dim=-1).max())
+
+
+def test_spline_weights_reproduce_a_straight_line():
+    coefficients = torch.arange(9.0) - 1
+    for position in (0.0, 0.3, 2.0, 5.9, 6.0):
+        first, weights = spline_weights(position, len(coefficients))
+        assert sum(weights) == pytest.approx(1)
+        assert float(coefficients[first : first + 4] @ torch.tensor(weights)) == pytest.approx(position, abs=1e-5)
+
+
+def test_an_objects_units_change_nothing(gaussians: ObjectGaussians):
+    small, large = (deformation_of(_scaled(gaussians, unit)) for unit in (1.0, 50.0))
+    for deformation in (small, large):
+        shake(deformation)
+    assert_close(small.stretching(2.2), large.stretching(2.2))
+    assert_close(small.jerkiness(), large.jerkiness())
+    assert_close(small.magnitude(), large.magnitude())
+    in_small, _ = small.move(gaussians.means, gaussians.quats, 2.2)
+    in_large, _ = large.move(50 * gaussians.means, gaussians.quats, 2.2)
+    assert_close(50 * in_small, in_large, atol=1e-3, rtol=1e-4)
+
+
+def _scaled(gaussians: ObjectGaussians, unit: float) -> ObjectGaussians:
+    params = {name: value.detach().clone() for name, value in gaussians.params.items()}
+    params["means"] *= unit
+    params["scales"] += torch.tensor(unit).log()
+    return ObjectGaussians(params)
+
+
+def test_nodes_are_spread_over_the_points_and_strays_hold_none():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(500, 3, generator=generator)
+    nodes = spread_points(torch.cat([points, points.new_tensor([[1.3, 1.3, 1.3]])]), 20)
+    assert nodes.shape == (20, 3)
+    assert float(torch.cdist(points, nodes).min(dim=1).values.max()) < 0.5
+    assert float(torch.cdist(nodes, nodes).fill_diagonal_(torch.inf).min()) > 0.1
+    assert len(spread_points(points[:6].repeat(2, 1), 20)) == 6, "no more nodes than there are places"
+
+
+def bending_ball() -> Scene:
+    scene = ball_scene()
+    ball = scene.objects[1]
+    ball.deformation = NodeDeformation.on_gaussians(ball.gaussians, 12, num_frames=1, knot_spacing=1.0)
+    shake(ball.deformation, 0.3)
+    return scene
+
+
+@torch.no_grad()
+def test_a_training_view_does_not_change_with_the_scale_of_a_deforming_object():
+    scene = bending_ball()
+    near, far = (render_view(scene, torch.tensor([1.0, s]), time=0) for s in (0.4, 0.8))
+    assert_close(near.rgb, far.rgb, atol=5e-3, rtol=0)
+    ball = near.object_weights[..., 1] > 0.99
+    assert ball.sum() > 20
+    assert_close(far.depth[ball] / near.depth[ball], torch.full_like(far.depth[ball], 2.0), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
+def test_layers_and_views_show_the_deformed_object():
+    still, bending = ball_scene(), bending_ball()
+    filmed = [render_view(scene, torch.ones(2), 0) for scene in (still, bending)]
+    layers = [render_layers(scene, 0) for scene in (still, bending)]
+    assert float((filmed[0].rgb - filmed[1].rgb).abs().max()) > 0.1
+    assert float((layers[0].depths[1] - layers[1].depths[1]).abs().max()) > 0.1
+    assert torch.equal(layers[0].depths[0], layers[1].depths[0]), "the background stays"
+    assert layers[1].rgb.shape[2] == WIDTH
