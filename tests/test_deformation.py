@@ -164,3 +164,12 @@ def test_layers_and_views_show_the_deformed_object():
     assert float((layers[0].depths[1] - layers[1].depths[1]).abs().max()) > 0.1
     assert torch.equal(layers[0].depths[0], layers[1].depths[0]), "the background stays"
     assert layers[1].rgb.shape[2] == WIDTH
+
+
+@torch.no_grad()
+def test_points_of_a_bent_object_find_back(gaussians: ObjectGaussians):
+    deformation = deformation_of(gaussians)
+    shake(deformation, 0.1)
+    bent, _ = deformation.move(gaussians.means, gaussians.quats, 2.0)
+    assert float((bent - gaussians.means).norm(dim=1).median()) > 0.03
+    assert_close(deformation.unmove(bent, 2.0), gaussians.means, atol=1e-2, rtol=0)

@@ -25,6 +25,7 @@ from osn_gs.geometry.se3 import quat_multiply, quat_to_rotmat
 
 BLEND_WIDTH = 0.7  # of the distance between neighbouring nodes: the standard deviation of a node's influence
 NEIGHBOURS = 6  # of a node, in the terms that keep it in step with them
+UNMOVE_STEPS, UNMOVE_DAMPING = 10, 0.8
 EPS = 1e-12
 
 
@@ -48,7 +49,7 @@ class NodeDeformation(nn.Module):
         self.register_buffer("size", nodes.new_tensor(size))
         distances = torch.cdist(nodes, nodes)
         nearest = distances.topk(min(NEIGHBOURS + 1, len(nodes)), largest=False)
-        spacing = nearest.values[:, 1:4].mean()  # to three neighbours, as between points of a surface
+        spacing = nearest.values[:, 1:4].mean() if len(nodes) > 1 else self.size  # three, as on a surface
         self.register_buffer("reach", BLEND_WIDTH * spacing, persistent=False)
         self.register_buffer("neighbours", nearest.indices[:, 1:], persistent=False)
 
@@ -91,6 +92,19 @@ class NodeDeformation(nn.Module):
         return moved, quat_multiply(torch.nn.functional.normalize(blended[:, 12:], dim=-1), quats)
 
     @torch.no_grad()
+    def unmove(self, points: Float[Tensor, "n 3"], time: float) -> Float[Tensor, "n 3"]:
+        """Where points seen in the object's frame at a time lie in the canonical frame: `move` undone.
+
+        By fixed-point iteration, which closes in as long as the object does not fold.
+        """
+        canonical = points
+        quats = points.new_tensor([[1.0, 0.0, 0.0, 0.0]]).expand(len(points), 4)
+        for _ in range(UNMOVE_STEPS):
+            moved, _ = self.move(canonical, quats, time)
+            canonical = canonical + UNMOVE_DAMPING * (points - moved)
+        return canonical
+
+    @torch.no_grad()
     def _weights(self, means: Float[Tensor, "n 3"]) -> Float[Tensor, "n j"]:
         """The share of each node in each Gaussian; no gradient, so that a Gaussian moves to fit, not to change nodes.
 
@@ -105,6 +119,8 @@ class NodeDeformation(nn.Module):
         Mean square of how far neighbours of a node are from where its own motion would carry them, in units of the
         distance between nodes: 0 for any rigid motion of the object.
         """
+        if self.num_nodes == 1:
+            return self.nodes.new_zeros(())
         rotation_vectors, translations = self.node_motion(time)
         matrices = quat_to_rotmat(quat_of_rotation_vector(rotation_vectors))
         edges = self.nodes[self.neighbours] - self.nodes[:, None]
