@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from torch import Tensor
 from osn_gs.data.scene_data import SceneData
 from osn_gs.scene.render import render_layer
 from osn_gs.scene.scene import ObjectGroup, Scene
-from osn_gs.training.config import TrainConfig
+from osn_gs.training.config import DeformationConfig, TrainConfig
 from osn_gs.training.deformation import deformation_loss, deformation_optimizer, new_deformation
 from osn_gs.training.optimizers import gaussian_optimizers
 from osn_gs.training.start import object_extent, start_gaussians
@@ -49,33 +50,52 @@ class BendingTrial:
         return None if self.rigid_loss is None else 1 - self.bent_loss / self.rigid_loss
 
 
+class _Frame(NamedTuple):
+    """What an object is compared with in a frame: the image in [0, 1], and as 1 or 0 where the mask shows the object,
+    and where it shows the background and so leaves no place for it."""
+
+    time_step: int
+    image: Float[Tensor, "h w 3"]
+    shown: Float[Tensor, "h w"]
+    empty: Float[Tensor, "h w"]
+
+
 def try_bending(scene: Scene, k: int, data: SceneData, config: TrainConfig) -> tuple[BendingTrial, ObjectGroup]:
     """The trial of object k of a scene that the bootstrap has fitted, and the object as the bent fit left it."""
     group = scene.objects[k]
-    frames = usable_frames(group, k, data)
+    frames = _usable_frames(group, k, data)
     if len(frames) < LEAST_FRAMES:
         return BendingTrial(group.name, None, None, bends=False), group
     held_out = frames[HOLD_OUT_EVERY // 2 :: HOLD_OUT_EVERY]
-    fitted = [t for t in frames if t not in held_out]
-    moved, bent = (fit_bent(scene, k, data, fitted, nodes, config) for nodes in (1, config.deformation.nodes))
-    rigid_loss, bent_loss = (_mean_loss(scene, fit, k, data, held_out) for fit in (moved, bent))
+    fitted = [frame for i, frame in enumerate(frames) if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY // 2]
+    moved, bent = (_fit(scene, k, data, fitted, nodes, config) for nodes in (1, config.deformation.nodes))
+    rigid_loss, bent_loss = (_mean_loss(scene, fit, held_out) for fit in (moved, bent))
     bends = bent_loss < (1 - config.deformation.least_gain) * rigid_loss
     return BendingTrial(group.name, rigid_loss, bent_loss, bends), bent
 
 
-def usable_frames(group: ObjectGroup, k: int, data: SceneData) -> list[int]:
+def bend(scene: Scene, k: int, data: SceneData, config: TrainConfig) -> ObjectGroup:
+    """Object k as the bent fit to all its frames leaves it. The scene's own object stays as it is."""
+    group = scene.objects[k]
+    return _fit(scene, k, data, _usable_frames(group, k, data), config.deformation.nodes, config)
+
+
+def _usable_frames(group: ObjectGroup, k: int, data: SceneData) -> list[_Frame]:
     """The frames that show enough of object k to be compared with."""
-    shown = (data.object_ids == k).sum(dim=(1, 2)) >= LEAST_PIXELS
-    return torch.nonzero(shown & group.visible.cpu()).flatten().tolist()
+    device = group.cam_from_obj.device
+    frames = []
+    for t in torch.nonzero(group.visible).flatten().tolist():
+        object_ids = data.object_ids[t].to(device)
+        shown = (object_ids == k).float()
+        if shown.sum() >= LEAST_PIXELS:
+            frames.append(_Frame(t, data.images[t].to(device).float() / 255, shown, (object_ids == 0).float()))
+    return frames
 
 
-def fit_bent(
-    scene: Scene, k: int, data: SceneData, frames: list[int], num_nodes: int, config: TrainConfig
+def _fit(
+    scene: Scene, k: int, data: SceneData, frames: list[_Frame], num_nodes: int, config: TrainConfig
 ) -> ObjectGroup:
-    """Object k with a deformation of `num_nodes` fitted to some frames, and with new Gaussians that fit it.
-
-    The scene's own object stays as it is.
-    """
+    """Object k with a deformation of `num_nodes` fitted to some frames, and with new Gaussians that fit it."""
     old = scene.objects[k]
     # random numbers of its own: a run in which nothing is found to bend goes on as if nothing had been tried
     generator = torch.Generator().manual_seed(config.seed)
@@ -84,50 +104,44 @@ def fit_bent(
     steps_alone = round(MOTION_SHARE * config.deformation.trial_steps)
     blurred = ObjectGroup(old.name, copy.deepcopy(old.gaussians), old.cam_from_obj, old.visible, deformation)
     blurred.gaussians.requires_grad_(False)
-    _fit(scene, blurred, k, data, frames, [motion], steps_alone, config, generator)
+    _take_steps(scene, blurred, frames, [motion], steps_alone, config.deformation, generator)
     gaussians = start_gaussians(data, k, config.gaussians, scene.intrinsics.device, deformation)
     sharp = ObjectGroup(old.name, gaussians, old.cam_from_obj, old.visible, deformation)
     optimizers = [motion, *gaussian_optimizers(gaussians, config.gaussians, object_extent(data, k)).values()]
-    _fit(scene, sharp, k, data, frames, optimizers, config.deformation.trial_steps - steps_alone, config, generator)
+    steps_together = config.deformation.trial_steps - steps_alone
+    _take_steps(scene, sharp, frames, optimizers, steps_together, config.deformation, generator)
     return sharp
 
 
-def _fit(
+def _take_steps(
     scene: Scene,
     group: ObjectGroup,
-    k: int,
-    data: SceneData,
-    frames: list[int],
+    frames: list[_Frame],
     optimizers: list[torch.optim.Optimizer],
     steps: int,
-    config: TrainConfig,
+    config: DeformationConfig,
     generator: torch.Generator,
 ) -> None:
     """Steps on random frames; the motion's rate, of the first optimizer, falls to its end on the way."""
     for step in range(steps):
-        t = frames[int(torch.randint(len(frames), (1,), generator=generator))]
-        loss = _frame_loss(scene, group, k, data, t) + deformation_loss(group.deformation, config.deformation, t)
+        frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
+        loss = _frame_loss(scene, group, frame) + deformation_loss(group.deformation, config, frame.time_step)
         loss.backward()
-        progress = step / steps
-        rate = config.deformation.learning_rate * config.deformation.learning_rate_end**progress
-        optimizers[0].param_groups[0]["lr"] = rate
+        optimizers[0].param_groups[0]["lr"] = config.learning_rate * config.learning_rate_end ** (step / steps)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def _mean_loss(scene: Scene, group: ObjectGroup, k: int, data: SceneData, frames: list[int]) -> float:
-    return sum(float(_frame_loss(scene, group, k, data, t)) for t in frames) / len(frames)
+def _mean_loss(scene: Scene, group: ObjectGroup, frames: list[_Frame]) -> float:
+    return sum(float(_frame_loss(scene, group, frame)) for frame in frames) / len(frames)
 
 
-def _frame_loss(scene: Scene, group: ObjectGroup, k: int, data: SceneData, time_step: int) -> Float[Tensor, ""]:
+def _frame_loss(scene: Scene, group: ObjectGroup, frame: _Frame) -> Float[Tensor, ""]:
     """Colour error of the object's pixels, and its mask's cross entropy, as `losses` has them; per pixel of it."""
-    layer = render_layer(scene, group, time_step)
-    image = data.images[time_step].to(layer.rgb) / 255
-    object_ids = data.object_ids[time_step].to(layer.rgb.device)
-    shown, empty = object_ids == k, object_ids == 0
+    layer = render_layer(scene, group, frame.time_step)
     alpha = layer.alpha.clamp(EPS, 1 - EPS)
-    color = (layer.rgb - image).abs().mean(dim=-1)[shown].sum()
-    mask = -alpha[shown].log().sum() - (1 - alpha[empty]).log().sum()
-    return (color + MASK_WEIGHT * mask) / shown.sum()
+    color = ((layer.rgb - frame.image).abs().mean(dim=-1) * frame.shown).sum()
+    mask = -(alpha.log() * frame.shown + (1 - alpha).log() * frame.empty).sum()
+    return (color + MASK_WEIGHT * mask) / frame.shown.sum()

@@ -23,7 +23,7 @@ from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.render import ObjectLayers, render_layers
 from osn_gs.scene.scene import ObjectGroup, Scene
 from osn_gs.training import losses
-from osn_gs.training.bending_trial import BendingTrial, fit_bent, try_bending, usable_frames
+from osn_gs.training.bending_trial import BendingTrial, bend, try_bending
 from osn_gs.training.config import TrainConfig
 from osn_gs.training.deformation import deformation_loss, deformation_modes, deformation_optimizer
 from osn_gs.training.observed_layers import oracle_of_scene
@@ -175,9 +175,7 @@ class JointOptimizer:
                 if trial.bends:
                     self._let_bend(k, bent)
             elif mode == "deformable":
-                frames = usable_frames(self.scene.objects[k], k, self.data)
-                bent = fit_bent(self.scene, k, self.data, frames, self.config.deformation.nodes, self.config)
-                self._let_bend(k, bent)
+                self._let_bend(k, bend(self.scene, k, self.data, self.config))
         self.bending = BendingReport(self.gaussian_step, self.deforming, tuple(trials))
         return self.bending
 
