@@ -7,11 +7,16 @@ import torch
 from ball_scene import WIDTH, ball_scene
 from torch.testing import assert_close
 
+from osn_gs.data.bending_truth import BendingTruth, SurfaceTracks
+from osn_gs.data.pinhole import unproject
+from osn_gs.evaluation.bending import tracking_error
+from osn_gs.export.configurations import scene_frames
 from osn_gs.gaussians.deformation import NodeDeformation, quat_of_rotation_vector, spline_weights, spread_points
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
-from osn_gs.geometry.se3 import quat_multiply, quat_to_rotmat
+from osn_gs.geometry.se3 import invert_rigid, quat_multiply, quat_to_rotmat
 from osn_gs.scene.render import render_layers, render_view
-from osn_gs.scene.scene import Scene
+from osn_gs.scene.scene import ObjectGroup, Scene
+from osn_gs.viewer.snapshot import take_snapshot
 
 NUM_FRAMES = 5
 
@@ -173,3 +178,72 @@ def test_points_of_a_bent_object_find_back(gaussians: ObjectGaussians):
     bent, _ = deformation.move(gaussians.means, gaussians.quats, 2.0)
     assert float((bent - gaussians.means).norm(dim=1).median()) > 0.03
     assert_close(deformation.unmove(bent, 2.0), gaussians.means, atol=1e-2, rtol=0)
+
+
+def test_a_tracked_point_of_a_truly_known_motion_has_no_error():
+    """Points carried by the Gaussians of a scene, told to be the truth, are found where they are."""
+    scene = bending_ball_over_time()
+    ball = scene.objects[1]
+    with torch.no_grad():
+        exact = tracking_error(scene, 1, 1.0, _truth_of(scene, ball, bends=True))
+        still = tracking_error(scene, 1, 1.0, _truth_of(scene, ball, bends=False))
+    assert exact.num_pairs > 20
+    assert exact.mean < 1e-3
+    assert still.mean > 1
+
+
+def bending_ball_over_time() -> Scene:
+    scene = ball_scene()
+    poses = torch.eye(4).repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.tensor([0.0, 0.5, 1.0])
+    for group in scene.objects:
+        group.cam_from_obj = group.cam_from_obj @ poses
+        group.visible = torch.ones(3, dtype=torch.bool)
+    ball = scene.objects[1]
+    ball.deformation = NodeDeformation.on_gaussians(ball.gaussians, 12, num_frames=3, knot_spacing=1.0)
+    shake(ball.deformation, 0.1)
+    return scene
+
+
+def _truth_of(scene: Scene, ball: ObjectGroup, bends: bool) -> BendingTruth:
+    """What the pixels of the first frame show, followed by the Gaussians nearest to it, or without their bending."""
+    rows, columns = torch.nonzero(render_layers(scene, 0).alphas[1] > 0.9).unbind(-1)
+    pixels = torch.stack([columns, rows], dim=1).double() + 0.5
+    depths = render_layers(scene, 0).depths[1][rows, columns].double()
+    start = unproject(pixels, depths, scene.intrinsics.double()) - ball.cam_from_obj[0, :3, 3]
+    means, quats = ball.at(0)
+    nearest = torch.cdist(start, means.double()).argmin(dim=1)
+    ways = []
+    for t in range(3):
+        moved, turned = ball.at(t) if bends else (means, quats)
+        turn = (quat_to_rotmat(turned) @ quat_to_rotmat(quats).transpose(1, 2))[nearest].double()
+        offset = (turn @ (start - means[nearest].double())[:, :, None]).squeeze(-1)
+        ways.append(moved[nearest].double() + offset + ball.cam_from_obj[t, :3, 3])
+    shares = pixels / torch.tensor([scene.width, scene.height])
+    centres = invert_rigid(scene.objects[0].cam_from_obj)[:, :3, 3]
+    return BendingTruth((SurfaceTracks(0, shares, torch.stack(ways)),), size=1.0, camera_centres=centres)
+
+
+@torch.no_grad()
+def test_the_viewer_sends_the_splats_of_each_frame_of_a_bending_object_alone():
+    scene = bending_ball_over_time()
+    snapshot = take_snapshot(scene)
+    assert snapshot.objects[0].bending is None
+    for t in range(3):
+        means, covariances = snapshot.objects[1].splats(t)
+        expected, _ = scene.objects[1].at(t)
+        assert_close(torch.from_numpy(means).float() * snapshot.objects[1].unit, expected, atol=1e-5, rtol=1e-5)
+        assert covariances.shape == (len(means), 3, 3)
+    assert (snapshot.objects[1].splats(0)[0] != snapshot.objects[1].splats(2)[0]).any()
+    with torch.no_grad():
+        scene.objects[1].deformation.translations.zero_()
+    assert (snapshot.objects[1].splats(0)[0] != snapshot.objects[1].splats(2)[0]).any(), "training goes on, it does not"
+
+
+@torch.no_grad()
+def test_an_export_holds_the_shape_of_its_frame():
+    scene = bending_ball_over_time()
+    frames = list(scene_frames(scene, torch.ones(2), [0, 2]))
+    for frame, t in zip(frames, (0, 2), strict=True):
+        assert_close(frame.objects[1].gaussians.means, scene.objects[1].at(t)[0])
+        assert torch.equal(frame.objects[0].gaussians.means, scene.objects[0].gaussians.means)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from osn_gs.benchmarks.deformation import DeformationBenchmark, benchmark_deformation
 from osn_gs.benchmarks.preparation import PreparationBenchmark, benchmark_preparation
 from osn_gs.benchmarks.rasterize import RasterizeBenchmark, benchmark_rasterize
 from osn_gs.benchmarks.scales import ScalesBenchmark, benchmark_scales
@@ -16,7 +17,7 @@ from osn_gs.benchmarks.viewer import ViewerBenchmark, benchmark_viewer
 PROGRAM = "python tools/benchmark.py"
 DESCRIPTION = (
     "Measure the parts that must be fast (the rasterizer; the scale oracle and its sampler; the viewer), and how well "
-    "a clip whose truth is known is prepared and its objects are segmented."
+    "a clip whose truth is known is prepared, its objects are segmented and those that bend are followed."
 )
 COMMANDS = {
     "rasterize": RasterizeBenchmark,
@@ -24,6 +25,7 @@ COMMANDS = {
     "preparation": PreparationBenchmark,
     "segmentation": SegmentationBenchmark,
     "viewer": ViewerBenchmark,
+    "deformation": DeformationBenchmark,
 }
 BENCHMARKS = {
     RasterizeBenchmark: benchmark_rasterize,
@@ -31,6 +33,7 @@ BENCHMARKS = {
     PreparationBenchmark: benchmark_preparation,
     SegmentationBenchmark: benchmark_segmentation,
     ViewerBenchmark: benchmark_viewer,
+    DeformationBenchmark: benchmark_deformation,
 }
 
 
