@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_checkpoint_opens_with_its_deformation(straight_run: JointOptimizer, t
         for arrived, expected in zip(trained.scene.objects, straight_run.scene.objects, strict=True):
             assert_close(arrived.at(time), expected.at(time))
     assert (trained.scene.objects[2].at(0)[0] != trained.scene.objects[2].at(2.4)[0]).any()
+
+
+def test_a_checkpoint_from_before_objects_bent_opens_as_rigid(data: SceneData, tmp_path: Path):
+    folder = save_checkpoint(tmp_path, new_run(data))
+    values = json.loads((folder / "state.json").read_text())
+    del values["bending"], values["knot_spacing"]
+    (folder / "state.json").write_text(json.dumps(values))
+    restore(new_run(data), folder)
+    assert all(group.deformation is None for group in load_trained(folder).scene.objects)
 
 
 def test_a_trial_that_finds_nothing_leaves_no_trace(data: SceneData):

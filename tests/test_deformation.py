@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ball_scene import WIDTH, ball_scene
@@ -11,12 +15,15 @@ from osn_gs.data.bending_truth import BendingTruth, SurfaceTracks
 from osn_gs.data.pinhole import unproject
 from osn_gs.evaluation.bending import tracking_error
 from osn_gs.export.configurations import scene_frames
+from osn_gs.export.renderings import World
 from osn_gs.gaussians.deformation import NodeDeformation, quat_of_rotation_vector, spline_weights, spread_points
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.geometry.se3 import invert_rigid, quat_multiply, quat_to_rotmat
 from osn_gs.scene.render import render_layers, render_view
 from osn_gs.scene.scene import ObjectGroup, Scene
+from osn_gs.viewer.browser_view import BrowserView
 from osn_gs.viewer.snapshot import take_snapshot
+from osn_gs.viewer.state import ViewState
 
 NUM_FRAMES = 5
 
@@ -238,6 +245,38 @@ def test_the_viewer_sends_the_splats_of_each_frame_of_a_bending_object_alone():
     with torch.no_grad():
         scene.objects[1].deformation.translations.zero_()
     assert (snapshot.objects[1].splats(0)[0] != snapshot.objects[1].splats(2)[0]).any(), "training goes on, it does not"
+
+
+class RecordingScene:
+    """Stands in for a client's scene: nodes that count the splats sent to them again."""
+
+    def __init__(self) -> None:
+        self.sent_again: dict[str, int] = {}
+
+    def add_gaussian_splats(self, name: str, *_, **__) -> SimpleNamespace:
+        self.sent_again[name] = 0
+
+        def set_gaussians(*_) -> None:
+            self.sent_again[name] += 1
+
+        return SimpleNamespace(set_gaussians=set_gaussians)
+
+    def add_line_segments(self, *_, **__) -> SimpleNamespace:
+        return SimpleNamespace()
+
+
+def test_the_browser_gets_again_only_what_bends_and_only_for_another_frame():
+    snapshot, scene = take_snapshot(bending_ball_over_time()), RecordingScene()
+    world = World("as filmed", (1.0, 1.0))
+    state = ViewState(world, (world,), shown=(True, True), held=(False, False))
+    view = BrowserView(SimpleNamespace(scene=scene, atomic=nullcontext), snapshot, state)
+    assert scene.sent_again == {"/objects/0": 0, "/objects/1": 0}
+    for time_step in (1, 1, 2):
+        view.place(dataclasses.replace(state, time_step=time_step))
+    assert scene.sent_again == {"/objects/0": 0, "/objects/1": 2}
+    view.place(dataclasses.replace(state, time_step=2, world=World("larger", (1.0, 1.3))))
+    view.place(dataclasses.replace(state, time_step=0, shown=(True, False)))
+    assert scene.sent_again["/objects/1"] == 2, "a slider sends nothing, and what is hidden can wait"
 
 
 @torch.no_grad()
