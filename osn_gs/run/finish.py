@@ -107,6 +107,7 @@ def final_statistics(
         "num_objects": data.num_objects,
         "num_gaussians": [len(group.gaussians) for group in scene.objects],
         "num_configurations": len(samples),
+        "deforming": list(optimizer.deforming),
         "learned_set": asdict(optimizer.rounds[-1].learned_set) if optimizer.rounds else None,
         "truth": None if truth is None else asdict(truth),
         "pictures": pictures,

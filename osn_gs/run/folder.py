@@ -27,6 +27,11 @@ class RunFolder:
         return self.root / "stats" / "rounds.json"
 
     @property
+    def bending_stats(self) -> Path:
+        """Which objects bend, and the trials that said so."""
+        return self.root / "stats" / "bending.json"
+
+    @property
     def final_stats(self) -> Path:
         return self.root / "stats" / "final.json"
 

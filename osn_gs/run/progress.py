@@ -6,9 +6,10 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from osn_gs.training.joint_optimizer import JointOptimizer, Phase, RoundReport, StepReport
+from osn_gs.training.joint_optimizer import BendingReport, JointOptimizer, Phase, RoundReport, StepReport
 
 SMOOTHING = 0.98  # of the PSNR on display: a frame differs from the next by several dB
 
@@ -52,10 +53,12 @@ class TrainingProgress:
     ) -> None:
         self.progress.stop()
 
-    def show(self, report: StepReport | RoundReport) -> None:
+    def show(self, report: StepReport | RoundReport | BendingReport) -> None:
         """Take in one report of the optimizer."""
         if isinstance(report, RoundReport):
             self.console.print(_round_line(report), highlight=False)
+        elif isinstance(report, BendingReport):
+            self.console.print(_bending_line(report), highlight=False)
         else:
             previous = report.psnr if self._psnr is None else self._psnr
             self._psnr = SMOOTHING * previous + (1 - SMOOTHING) * report.psnr
@@ -110,3 +113,13 @@ def _round_line(report: RoundReport) -> str:
         f"round {report.round}  IoU with the oracle {learned.iou:.3f}  precision {learned.precision:.3f}  "
         f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.2g} % of the box"
     )
+
+
+def _bending_line(report: BendingReport) -> str:
+    bending = ", ".join(report.deforming) or "none"
+    tried = [
+        f"{trial.object_name} {'seen too seldom' if trial.gain is None else f'{100 * trial.gain:.0f} %'}"
+        for trial in report.trials
+    ]
+    gains = f" (loss that bending saves in frames left out: {', '.join(tried)})" if tried else ""
+    return escape(f"objects that bend: {bending}{gains}")

@@ -31,7 +31,7 @@ from osn_gs.run.serve import address, start_server
 from osn_gs.run.view import viewed_run
 from osn_gs.training.checkpoints import checkpoint_folders, latest_checkpoint, restore, save_checkpoint
 from osn_gs.training.config import TrainConfig
-from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport
+from osn_gs.training.joint_optimizer import BendingReport, JointOptimizer, RoundReport
 from osn_gs.training.start import initial_scene
 
 PROGRAM = "python tools/train.py"
@@ -134,6 +134,8 @@ def _take_steps(
             progress.show(report)
             if live is not None:
                 live.after_step(report)
+            if isinstance(report, BendingReport):
+                write_json_atomic(folder.bending_stats, asdict(report))
             if isinstance(report, RoundReport):
                 write_json_atomic(folder.round_stats, [asdict(past) for past in optimizer.rounds])
             due = not isinstance(report, RoundReport) and optimizer.gaussian_step % config.checkpoint_every == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.rendering.layers import CompositedLayers, composite_layers
 from osn_gs.rendering.rasterize import rasterize
 from osn_gs.scene.pixel_blur import missing_blur, pixel_blur
-from osn_gs.scene.scene import NEAR_PLANE, PlacedGaussians, Placement, Scene
+from osn_gs.scene.scene import NEAR_PLANE, ObjectGroup, PlacedGaussians, Placement, Scene
 
 
 @dataclass(frozen=True)
@@ -38,42 +38,48 @@ class ObjectLayers:
         return composite_layers(self.rgb, self.alphas, self.depths, object_scales)
 
 
+class ObjectLayer(NamedTuple):
+    """One object of one training frame rendered alone, at object scale 1; as `ObjectLayers` has it for all."""
+
+    rgb: Float[Tensor, "h w 3"]
+    alpha: Float[Tensor, "h w"]
+    depth: Float[Tensor, "h w"]
+    info: dict[str, Any] | None
+
+
 def render_layers(scene: Scene, time_step: int) -> ObjectLayers:
     """Render each object alone into a training frame: ordinary Gaussian splatting in its own frame and units.
 
     Scaling an object about the camera centre changes nothing here but its depth, so this one picture per
     object serves all scale vectors.
     """
-    rgb, alphas, depths, infos = [], [], [], []
-    for group in scene.objects:
-        if not group.visible[time_step]:
-            blank = scene.intrinsics.new_zeros(scene.height, scene.width)
-            rgb.append(blank[..., None].expand(-1, -1, 3))
-            alphas.append(blank)
-            depths.append(blank)
-            infos.append(None)
-            continue
-        means, quats = group.at(time_step)
-        gaussians = group.gaussians
-        colors, alpha, info = rasterize(
-            means,
-            quats,
-            gaussians.scales,
-            gaussians.opacities,
-            gaussians.sh,
-            viewmats=group.cam_from_obj[time_step][None],
-            Ks=scene.intrinsics[None],
-            width=scene.width,
-            height=scene.height,
-            near_plane=NEAR_PLANE,
-            sh_degree=gaussians.sh_degree,
-            render_mode="RGB+ED",
-        )
-        rgb.append(colors[0, ..., :3])
-        alphas.append(alpha[0, ..., 0])
-        depths.append(colors[0, ..., 3])
-        infos.append(info)
-    return ObjectLayers(torch.stack(rgb), torch.stack(alphas), torch.stack(depths), tuple(infos))
+    layers = [render_layer(scene, group, time_step) for group in scene.objects]
+    rgb, alphas, depths, infos = zip(*layers, strict=True)
+    return ObjectLayers(torch.stack(rgb), torch.stack(alphas), torch.stack(depths), infos)
+
+
+def render_layer(scene: Scene, group: ObjectGroup, time_step: int) -> ObjectLayer:
+    """Render one object, of the scene or to be tried in it, alone into a training frame; blank without a pose there."""
+    if not group.visible[time_step]:
+        blank = scene.intrinsics.new_zeros(scene.height, scene.width)
+        return ObjectLayer(blank[..., None].expand(-1, -1, 3), blank, blank, None)
+    means, quats = group.at(time_step)
+    gaussians = group.gaussians
+    colors, alpha, info = rasterize(
+        means,
+        quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.sh,
+        viewmats=group.cam_from_obj[time_step][None],
+        Ks=scene.intrinsics[None],
+        width=scene.width,
+        height=scene.height,
+        near_plane=NEAR_PLANE,
+        sh_degree=gaussians.sh_degree,
+        render_mode="RGB+ED",
+    )
+    return ObjectLayer(colors[0, ..., :3], alpha[0, ..., 0], colors[0, ..., 3], info)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.geometry.se3 import invert_rigid, quat_multiply, quat_to_rotmat, rigid_matrix, rotmat_to_quat, slerp
 
@@ -18,21 +19,34 @@ NEAR_PLANE = 0.01  # in scene units: only what touches the camera is cut; the sc
 class ObjectGroup(nn.Module):
     """One object: canonical Gaussians, its pose in the camera of every training frame, and a name.
 
-    `cam_from_obj[t]` [T, 4, 4] is rigid and in the object's own units (OpenCV camera axes).
+    `cam_from_obj[t]` [T, 4, 4] is rigid and in the object's own units (OpenCV camera axes). A `deformation` moves the
+    canonical Gaussians of an object that bends; None for a rigid one.
     """
 
     def __init__(
-        self, name: str, gaussians: ObjectGaussians, cam_from_obj: Float[Tensor, "t 4 4"], visible: Bool[Tensor, "t"]
+        self,
+        name: str,
+        gaussians: ObjectGaussians,
+        cam_from_obj: Float[Tensor, "t 4 4"],
+        visible: Bool[Tensor, "t"],
+        deformation: NodeDeformation | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.gaussians = gaussians
+        self.register_module("deformation", deformation)
         self.register_buffer("cam_from_obj", cam_from_obj)
         self.register_buffer("visible", visible)
 
     def at(self, time: float) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 4"]]:
-        """Means and quaternions in the canonical frame at a time: the same at all times for a rigid object."""
-        return self.gaussians.means, self.gaussians.quats
+        """Means and quaternions in the object's frame at a time: the canonical ones at all times for a rigid object.
+
+        Sizes, opacities and colours stay the canonical ones. Colours are seen from the direction of the deformed mean
+        without turning it back by the Gaussian's own turn: what bends by some ten degrees shows the same low harmonics.
+        """
+        if self.deformation is None:
+            return self.gaussians.means, self.gaussians.quats
+        return self.deformation.move(self.gaussians.means, self.gaussians.quats, time)
 
 
 class Placement(NamedTuple):

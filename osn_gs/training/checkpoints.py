@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from osn_gs.errors import CheckpointError
+from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.scene.scene import ObjectGroup, Scene
-from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport
+from osn_gs.training.joint_optimizer import BendingReport, JointOptimizer, RoundReport
 
 FORMAT = "osn-gs checkpoint 1"
 KEEP = 2  # checkpoints left in a run folder
@@ -75,6 +76,14 @@ def restore(optimizer: JointOptimizer, checkpoint: Path) -> None:
                 adam.state[parameter] = {key: value.to(optimizer.device) for key, value in moments.items()}
         density = _below(tensors, f"density.{k}.")
         optimizer.density[k].load_state_tensors({key: value.to(optimizer.device) for key, value in density.items()})
+        restored = _deformation(tensors, values, k)
+        if restored is not None:
+            optimizer.set_deformation(k, restored.to(optimizer.device))
+            for name, parameter in restored.named_parameters():
+                moments = _below(tensors, f"deformation_optimizers.{k}.{name}.")
+                state = {key: value.to(optimizer.device) for key, value in moments.items() if key != "step"}
+                if moments:
+                    optimizer.deformation_optimizers[k].state[parameter] = {"step": moments["step"], **state}
     optimizer.network.load_state_dict(_below(tensors, "network."))
     for index, parameter in enumerate(optimizer.network.parameters()):
         moments = _below(tensors, f"network_optimizer.{index}.")
@@ -86,6 +95,19 @@ def restore(optimizer: JointOptimizer, checkpoint: Path) -> None:
     optimizer.step_in_phase = values["step_in_phase"]
     optimizer.gaussian_step = values["gaussian_step"]
     optimizer.rounds = [RoundReport.from_dict(report) for report in values["rounds"]]
+    if values.get("bending") is not None:
+        optimizer.bending = BendingReport.from_dict(values["bending"])
+
+
+def _deformation(tensors: dict[str, Tensor], values: dict[str, Any], k: int) -> NodeDeformation | None:
+    """The deformation of object k; none for a rigid one, as all are in checkpoints from before there was any."""
+    stored = _below(tensors, f"objects.{k}.deformation.")
+    if not stored:
+        return None
+    num_frames = len(tensors[f"objects.{k}.cam_from_obj"])
+    deformation = NodeDeformation(stored["nodes"], float(stored["size"]), num_frames, values["knot_spacing"])
+    deformation.load_state_dict(stored)
+    return deformation
 
 
 def _check_same_scene(optimizer: JointOptimizer, values: dict[str, Any], checkpoint: Path) -> None:
@@ -116,6 +138,7 @@ def load_trained(checkpoint: Path) -> Trained:
             ObjectGaussians(_below(tensors, f"objects.{k}.gaussians.")),
             tensors[f"objects.{k}.cam_from_obj"],
             tensors[f"objects.{k}.visible"],
+            _deformation(tensors, values, k),
         )
         for k, name in enumerate(values["object_names"])
     ]
@@ -148,6 +171,11 @@ def _tensors(optimizer: JointOptimizer) -> dict[str, Tensor]:
             tensors[f"objects.{k}.gaussians.{name}"] = parameter
             moments = optimizer.optimizers[k][name].state.get(parameter, {})
             tensors.update({f"optimizers.{k}.{name}.{key}": value for key, value in moments.items()})
+        if group.deformation is not None:
+            tensors.update({f"objects.{k}.deformation.{key}": v for key, v in group.deformation.state_dict().items()})
+            for name, parameter in group.deformation.named_parameters():
+                moments = optimizer.deformation_optimizers[k].state.get(parameter, {})
+                tensors.update({f"deformation_optimizers.{k}.{name}.{key}": v for key, v in moments.items()})
         tensors.update({f"density.{k}.{key}": value for key, value in optimizer.density[k].state_tensors().items()})
     tensors.update({f"network.{key}": value for key, value in optimizer.network.state_dict().items()})
     for index, parameter in enumerate(optimizer.network.parameters()):
@@ -170,6 +198,8 @@ def _values(optimizer: JointOptimizer) -> dict[str, Any]:
         "near": scene.near,
         "far": scene.far,
         "rounds": [asdict(report) for report in optimizer.rounds],
+        "knot_spacing": optimizer.config.deformation.knot_spacing,
+        "bending": None if optimizer.bending is None else asdict(optimizer.bending),
     }
 
 

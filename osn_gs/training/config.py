@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from osn_gs.errors import ConfigError
 from osn_gs.gaussians.density import DensityConfig
@@ -74,6 +74,54 @@ class GaussiansConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "start_cell")
+
+
+DeformationMode = Literal["auto", "rigid", "deformable"]
+
+
+@dataclass(frozen=True)
+class DeformationConfig:
+    """Which moving objects bend, and how (`osn_gs/gaussians/deformation.py`). The background never does."""
+
+    default: DeformationMode = "auto"
+    """auto: an object bends where a trial after the bootstrap says so. rigid: none does. deformable: all do."""
+    objects: tuple[str, ...] = ()
+    """NAME=MODE for single objects, by name or number, such as cactus=deformable or 2=rigid."""
+    nodes: int = 32
+    """Control nodes of an object that bends."""
+    knot_spacing: float = 1.0
+    """Frames between the knots of the motion's splines; more makes slower motion."""
+    learning_rate: float = 0.01
+    """Nodes' motion, in the object's size and radians."""
+    learning_rate_end: float = 0.1
+    """The rate at the last step, as a share of the first."""
+    stretching: float = 1.5
+    """Weight of as-rigid-as-possible, against the loss of the object's own pixels."""
+    jerkiness: float = 1.5
+    """Weight of the motion's acceleration."""
+    magnitude: float = 0.015
+    """Weight of the motion itself."""
+    sparse_depth: float = 1.0
+    """Share of the depth loss that sparse points of a bending object keep: their model was a rigid one."""
+    trial_steps: int = 300
+    """Steps of each of the two fits that are compared for an object (`osn_gs/training/bending_trial.py`)."""
+    least_gain: float = 0.05
+    """Share by which bending must lower an object's loss in frames that the trial was not fitted to."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 4, "nodes")
+        _at_least(self, 1, "knot_spacing", "trial_steps")
+        _at_least(
+            self, 0, "learning_rate", "learning_rate_end", "stretching", "jerkiness", "magnitude", "sparse_depth",
+            "least_gain",
+        )  # fmt: skip
+        for entry in self.objects:
+            name, _, mode = entry.rpartition("=")
+            if not name or mode not in get_args(DeformationMode):
+                raise ConfigError(
+                    f"deformation.objects: expected NAME=MODE with a mode of {', '.join(get_args(DeformationMode))}, "
+                    f"got {entry!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -190,6 +238,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
     density: DensityConfig = field(default_factory=DensityConfig)
+    deformation: DeformationConfig = field(default_factory=DeformationConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     object_scales: ObjectScalesConfig = field(default_factory=ObjectScalesConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -12,18 +12,21 @@ from torch import Tensor
 
 from osn_gs.data.scene_data import SceneData, SparsePoints
 from osn_gs.errors import OsnGsError
+from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.gaussians.density import DensityControl
-from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.image_similarity import psnr
 from osn_gs.object_scales.learning import SetReport, fit_to_oracle, report_set
 from osn_gs.object_scales.nested_sets import ValidSet, sample_first_found
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.oracle import ScaleOracle
 from osn_gs.scene.render import ObjectLayers, render_layers
-from osn_gs.scene.scene import Scene
+from osn_gs.scene.scene import ObjectGroup, Scene
 from osn_gs.training import losses
-from osn_gs.training.config import GaussiansConfig, TrainConfig
+from osn_gs.training.bending_trial import BendingTrial, bend, try_bending
+from osn_gs.training.config import TrainConfig
+from osn_gs.training.deformation import deformation_loss, deformation_modes, deformation_optimizer
 from osn_gs.training.observed_layers import oracle_of_scene
+from osn_gs.training.optimizers import gaussian_optimizers
 from osn_gs.training.start import object_extent
 
 POOL_SIZE = 256  # valid scale vectors drawn after each network round, for the scene steps to choose from
@@ -64,6 +67,21 @@ class RoundReport:
         return cls(**{**values, "learned_set": SetReport(**values["learned_set"])})
 
 
+@dataclass(frozen=True)
+class BendingReport:
+    """Which objects bend from a step on, by name, and the trials of those that were not told to or not to."""
+
+    gaussian_step: int
+    deforming: tuple[str, ...]
+    trials: tuple[BendingTrial, ...]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BendingReport:
+        """Undo `dataclasses.asdict`."""
+        trials = tuple(BendingTrial(**trial) for trial in values["trials"])
+        return cls(values["gaussian_step"], tuple(values["deforming"]), trials)
+
+
 def phases(config: TrainConfig) -> list[Phase]:
     """Bootstrap; rounds of network steps and scene steps; the last scene steps; a last network round.
 
@@ -98,29 +116,19 @@ class JointOptimizer:
         self.step_in_phase = 0
         self.gaussian_step = 0
         self.extents = [object_extent(data, k) for k in range(scene.num_objects)]
-        self.optimizers = [
-            _gaussian_optimizers(group.gaussians, config.gaussians, extent)
-            for group, extent in zip(scene.objects, self.extents, strict=True)
-        ]
-        self.density = [
-            DensityControl(
-                group.gaussians,
-                self.optimizers[k],
-                config.density,
-                self.extents[k],
-                stop_step=int(config.density.stop_fraction * config.schedule.gaussian_steps),
-                max_gaussians=share,
-            )
-            for k, (group, share) in enumerate(
-                zip(scene.objects, _gaussian_shares(data, config.density.max_gaussians), strict=True)
-            )
-        ]
+        self._shares = _gaussian_shares(data, config.density.max_gaussians)
+        self.optimizers = [self._gaussian_optimizers(k) for k in range(scene.num_objects)]
+        self.density = [self._density_control(k) for k in range(scene.num_objects)]
         self.network = ObjectScaleNetwork(data.scale_ranges, generator)
         self.network_optimizer = torch.optim.Adam(self.network.parameters(), lr=config.object_scales.learning_rate)
         self.valid_scales: Float[Tensor, "p k"] = torch.ones(1, scene.num_objects)
         self.rounds: list[RoundReport] = []
         self.oracle: ScaleOracle | None = None
+        self.deformation_modes = deformation_modes(config.deformation, data.object_names)
+        self.bending: BendingReport | None = None
+        self.deformation_optimizers: dict[int, torch.optim.Optimizer] = {}
         self._extents_on_device = torch.tensor(self.extents, device=self.device)
+        self._pixel_shares = [float((data.object_ids == k).float().mean()) for k in range(scene.num_objects)]
         self._images = data.images.to(self.device)
         self._object_ids = data.object_ids.to(self.device)
         self._points_by_frame = [
@@ -132,10 +140,15 @@ class JointOptimizer:
         """Whether the schedule has been run to its end."""
         return self.phase_index >= len(self.plan)
 
-    def run(self) -> Iterator[StepReport | RoundReport]:
-        """Take the remaining steps of the schedule, one report each; stop between any two and go on later."""
+    def run(self) -> Iterator[StepReport | RoundReport | BendingReport]:
+        """Take the remaining steps of the schedule, one report each; stop between any two and go on later.
+
+        What bends is decided on the way from the bootstrap to what follows it.
+        """
         while not self.finished:
             phase = self.plan[self.phase_index]
+            if phase.kind != "bootstrap" and self.bending is None:
+                yield self.let_objects_bend()
             if phase.kind == "network":
                 report = self.network_round(phase)
                 self._advance(phase.steps)
@@ -150,10 +163,57 @@ class JointOptimizer:
             self.phase_index += 1
             self.step_in_phase = 0
 
+    def let_objects_bend(self) -> BendingReport:
+        """Give a deformation to each object that is said to bend, or that bends in a trial where that is asked for.
+
+        One that bends begins anew with the Gaussians of the trial's fit: those of the bootstrap are blurred by what it
+        could not explain.
+        """
+        trials = []
+        for k, mode in enumerate(self.deformation_modes):
+            if mode == "auto":
+                trial, bent = try_bending(self.scene, k, self.data, self.config)
+                trials.append(trial)
+                if trial.bends:
+                    self._let_bend(k, bent)
+            elif mode == "deformable":
+                self._let_bend(k, bend(self.scene, k, self.data, self.config))
+        self.bending = BendingReport(self.gaussian_step, self.deforming, tuple(trials))
+        return self.bending
+
+    @property
+    def deforming(self) -> tuple[str, ...]:
+        """Names of the objects that bend."""
+        return tuple(group.name for group in self.scene.objects if group.deformation is not None)
+
+    def _let_bend(self, k: int, bent: ObjectGroup) -> None:
+        self.scene.objects[k].gaussians = bent.gaussians
+        self.optimizers[k] = self._gaussian_optimizers(k)
+        self.density[k] = self._density_control(k)
+        self.set_deformation(k, bent.deformation)
+
+    def set_deformation(self, k: int, deformation: NodeDeformation) -> None:
+        """Let object k bend from now on, with an optimizer of its own."""
+        self.scene.objects[k].deformation = deformation
+        self.deformation_optimizers[k] = deformation_optimizer(deformation, self.config.deformation)
+
+    def _gaussian_optimizers(self, k: int) -> dict[str, torch.optim.Optimizer]:
+        return gaussian_optimizers(self.scene.objects[k].gaussians, self.config.gaussians, self.extents[k])
+
+    def _density_control(self, k: int) -> DensityControl:
+        return DensityControl(
+            self.scene.objects[k].gaussians,
+            self.optimizers[k],
+            self.config.density,
+            self.extents[k],
+            stop_step=int(self.config.density.stop_fraction * self.config.schedule.gaussian_steps),
+            max_gaussians=self._shares[k],
+        )
+
     def gaussian_update(self, kind: PhaseKind) -> StepReport:
         """One step on all objects' Gaussians from one random frame."""
         t = int(torch.randint(self.data.num_frames, (1,), generator=self.generator))
-        self._decay_means_lr()
+        self._decay_rates()
         layers = render_layers(self.scene, t)
         loss, picture = self._loss(kind, layers, t)
         for k, info in enumerate(layers.infos):
@@ -173,6 +233,9 @@ class JointOptimizer:
                 optimizer.zero_grad(set_to_none=True)
             if info is not None:
                 self.density[k].after_backward(self.gaussian_step, info)
+        for optimizer in self.deformation_optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return StepReport(kind, loss.item(), psnr(picture.detach(), self._image(t)).item())
 
     def _loss(self, kind: PhaseKind, layers: ObjectLayers, t: int) -> tuple[Float[Tensor, ""], Float[Tensor, "h w 3"]]:
@@ -180,9 +243,14 @@ class JointOptimizer:
         weights = self.config.losses
         object_ids = self._object_ids[t]
         loss = weights.object_ids * losses.layer_mask_loss(layers.alphas, object_ids)
-        loss = loss + weights.depth * losses.sparse_depth_loss(layers.depths, layers.alphas, self._points_by_frame[t])
+        loss = loss + weights.depth * losses.sparse_depth_loss(
+            layers.depths, layers.alphas, self._points_by_frame[t], self._trust_in_points()
+        )
         planarity = losses.planarity_loss(layers.depths, layers.alphas, self._image(t), self._extents_on_device)
         loss = loss + weights.planarity * planarity
+        for k in self.deformation_optimizers:
+            held_back = deformation_loss(self.scene.objects[k].deformation, self.config.deformation, t)
+            loss = loss + self._pixel_shares[k] * held_back
         if kind == "bootstrap":
             pictures = losses.labelled_composite(layers.rgb, object_ids)[None]
         else:
@@ -191,6 +259,10 @@ class JointOptimizer:
             loss = loss + weights.object_ids * losses.composite_id_loss(composited.object_weights, object_ids)
         return loss + losses.color_loss(pictures, self._image(t), weights.ssim), pictures[0]
 
+    def _trust_in_points(self) -> list[float]:
+        bending = self.config.deformation.sparse_depth
+        return [bending if k in self.deformation_optimizers else 1.0 for k in range(self.scene.num_objects)]
+
     def _image(self, t: int) -> Float[Tensor, "h w 3"]:
         return self._images[t].float() / 255
 
@@ -198,12 +270,15 @@ class JointOptimizer:
         chosen = torch.randint(len(self.valid_scales), (count,), generator=self.generator)
         return self.valid_scales[chosen].to(self.scene.intrinsics)
 
-    def _decay_means_lr(self) -> None:
+    def _decay_rates(self) -> None:
         config = self.config.gaussians
         progress = self.gaussian_step / max(self.config.schedule.gaussian_steps, 1)
         for optimizers, extent in zip(self.optimizers, self.extents, strict=True):
             lr = config.means_lr * extent * config.means_lr_end**progress
             optimizers["means"].param_groups[0]["lr"] = lr
+        for optimizer in self.deformation_optimizers.values():
+            rate = self.config.deformation.learning_rate
+            optimizer.param_groups[0]["lr"] = rate * self.config.deformation.learning_rate_end**progress
 
     def network_round(self, phase: Phase) -> RoundReport:
         """Label scale vectors on the layers as they are now and fit the network to the labels."""
@@ -243,24 +318,6 @@ class JointOptimizer:
         allowed = ValidSet(lambda scales: self.current_oracle().accuracy(scales), threshold)
         _, samples = sample_first_found([learned, allowed], self.data.scale_ranges, count, self.generator)
         return samples
-
-
-def _gaussian_optimizers(
-    gaussians: ObjectGaussians, config: GaussiansConfig, extent: float
-) -> dict[str, torch.optim.Optimizer]:
-    """One Adam per parameter, as gsplat's strategies ask for; epsilon as in 3DGS."""
-    rates = {
-        "means": config.means_lr * extent,
-        "scales": config.scales_lr,
-        "quats": config.quats_lr,
-        "opacities": config.opacities_lr,
-        "sh0": config.sh0_lr,
-        "shN": config.shN_lr,
-    }
-    return {
-        name: torch.optim.Adam([parameter], lr=rates[name], eps=1e-15, fused=True)
-        for name, parameter in gaussians.params.items()
-    }
 
 
 def _gaussian_shares(data: SceneData, at_most: int) -> list[int]:

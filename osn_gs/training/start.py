@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from osn_gs.data.pinhole import unproject
 from osn_gs.data.scene_data import SceneData
 from osn_gs.errors import DatasetError
+from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.gaussians.object_gaussians import ObjectGaussians
 from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.scene.scene import ObjectGroup, Scene
@@ -24,20 +25,36 @@ def initial_scene(data: SceneData, config: GaussiansConfig, device: torch.device
     """
     groups = []
     for k, name in enumerate(data.object_names):
-        points, colors = _canonical_points(data, k)
-        cell = config.start_cell * object_extent(data, k) / float(data.intrinsics[0, 0])
-        points, colors = _merge_in_cells(points, colors, cell)
-        if len(points) < MIN_START_POINTS:
-            raise DatasetError(
-                f"object {k} ({name}): {len(points)} distinct sparse points, at least {MIN_START_POINTS} are needed "
-                "to start its Gaussians; prepare the scene with more tracks on it."
-            )
-        gaussians = ObjectGaussians.from_points(points.to(device), colors.to(device), config.sh_degree)
+        gaussians = start_gaussians(data, k, config, device)
         groups.append(ObjectGroup(name, gaussians, data.cam_from_obj[k].float(), data.visible[k]))
     scene = Scene(
         groups, data.intrinsics.float(), data.width, data.height, data.scale_ranges.float(), data.near, data.far
     )
     return scene.to(device)
+
+
+def start_gaussians(
+    data: SceneData,
+    k: int,
+    config: GaussiansConfig,
+    device: torch.device | str = "cpu",
+    deformation: NodeDeformation | None = None,
+) -> ObjectGaussians:
+    """Gaussians on object k's sparse points; with a deformation on what it was before it bent.
+
+    Raises DatasetError for too few points.
+    """
+    points, colors = _canonical_points(data, k)
+    if deformation is not None:
+        points = _unbent(points, data.sparse_points[k].frames, deformation)
+    cell = config.start_cell * object_extent(data, k) / float(data.intrinsics[0, 0])
+    points, colors = _merge_in_cells(points, colors, cell)
+    if len(points) < MIN_START_POINTS:
+        raise DatasetError(
+            f"object {k} ({data.object_names[k]}): {len(points)} distinct sparse points, at least {MIN_START_POINTS} "
+            "are needed to start its Gaussians; prepare the scene with more tracks on it."
+        )
+    return ObjectGaussians.from_points(points.to(device), colors.to(device), config.sh_degree)
 
 
 def object_extent(data: SceneData, k: int) -> float:
@@ -58,6 +75,17 @@ def _canonical_points(data: SceneData, k: int) -> tuple[Float[Tensor, "n 3"], Fl
     columns, rows = pixels.floor().long().unbind(-1)
     colors = data.images[frames, rows.clamp(0, data.height - 1), columns.clamp(0, data.width - 1)]
     return points.float(), colors.float() / 255
+
+
+def _unbent(
+    points: Float[Tensor, "n 3"], frames: Int[Tensor, "n"], deformation: NodeDeformation
+) -> Float[Tensor, "n 3"]:
+    """Points of the object's frame, each as it was seen in its video frame, in the canonical frame."""
+    unbent = torch.empty_like(points)
+    for t in frames.unique().tolist():
+        seen = frames == t
+        unbent[seen] = deformation.unmove(points[seen].to(deformation.nodes), t).to(points)
+    return unbent
 
 
 def _merge_in_cells(

@@ -1,4 +1,8 @@
-"""One client's splats, drawn by the browser: uploaded once, then only moved and scaled."""
+"""One client's splats, drawn by the browser: uploaded once, then only moved and scaled.
+
+An object that bends is sent again for another frame, it alone: 32 bytes a splat. One node per frame, sent beforehand,
+would have the browser sort the splats of all frames for every picture.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ class BrowserView:
         self._client = client
         self._scene = client.scene
         self._colouring: Colouring = "colour"
+        self._bent_to: dict[int, int] = {}  # the frame whose splats each object's node holds
         self.draws_splats = True
         self.draws_lines = True
         self.marks_frame = False  # seen from its own camera, a frustum is the border of the frame
@@ -72,6 +77,7 @@ class BrowserView:
             self._splats = [self._add_splats(k, part, state) for k, part in enumerate(self.snapshot.objects)]
         self._colouring = state.colouring
         with self._client.atomic():
+            self._bend(state)
             for k, node in enumerate(self._splats):
                 pose = self.snapshot.pose(k, state.world.object_scales[k], state.time_step)
                 node.wxyz, node.position, node.scale = pose.wxyz, pose.position, float(pose.scale)
@@ -85,22 +91,38 @@ class BrowserView:
                     points = _segments(self.snapshot.trajectory(k, state.world.object_scales[k]))
                     path.points = points.astype(np.float32)
 
+    def _bend(self, state: ViewState) -> None:
+        """Send the splats that lie elsewhere in the state's frame, of objects that are seen."""
+        for k, part in enumerate(self.snapshot.objects):
+            if part.bending is None or self._bent_to[k] == state.time_step or not self._is_drawn(k, state):
+                continue
+            means, covariances = part.splats(state.time_step)
+            rgbs, opacities = self._rgbs(k, part, state), part.opacities[:, None]
+            self._splats[k].set_gaussians(means, covariances, rgbs, opacities)
+            self._bent_to[k] = state.time_step
+
     def _is_drawn(self, k: int, state: ViewState) -> bool:
         return self.draws_splats and state.shown[k] and self.snapshot.objects[k].visible[state.time_step]
 
     def _add_splats(self, k: int, part: ObjectSnapshot, state: ViewState) -> viser.GaussianSplatHandle:
         pose = self.snapshot.pose(k, state.world.object_scales[k], state.time_step)
+        means, covariances = part.splats(state.time_step)
+        self._bent_to[k] = state.time_step
         return self._scene.add_gaussian_splats(
             f"/objects/{k}",
-            part.means,
-            part.covariances,
-            _tinted(k, part.rgbs) if state.colouring == "objects" else part.rgbs,
+            means,
+            covariances,
+            self._rgbs(k, part, state),
             part.opacities[:, None],
             scale=float(pose.scale),
             wxyz=pose.wxyz,
             position=pose.position,
             visible=bool(self._is_drawn(k, state)),
         )
+
+    @staticmethod
+    def _rgbs(k: int, part: ObjectSnapshot, state: ViewState) -> Float[np.ndarray, "n 3"]:
+        return _tinted(k, part.rgbs) if state.colouring == "objects" else part.rgbs
 
 
 def object_color(k: int) -> tuple[int, int, int]:

@@ -1,11 +1,13 @@
 """A scene as the browser draws it: arrays that do not change with object scales, and where they stand for any.
 
 Scaling an object about the camera centre moves it along a fixed ray: x_world = centre_t + s * ray_t. So a slider
-changes the pose and the scale of one node per object and nothing is sent again (METHOD 2).
+changes the pose and the scale of one node per object and nothing is sent again (METHOD 2). Only an object that bends
+has other splats in another frame: `ObjectSnapshot.bending` makes those when they are looked at.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,13 +34,30 @@ class NodePose(NamedTuple):
     position: Float[np.ndarray, "3"]
 
 
+class BendingSplats:
+    """The splats of an object that bends, frame by frame, in its own frame and in `unit`s."""
+
+    def __init__(self, group: ObjectGroup, deviations: Float[Tensor, "n 3"], unit: float) -> None:
+        """`deviations` are the splats' own, in units; the object is copied, for training goes on."""
+        self._group = copy.deepcopy(group)
+        self._deviations = deviations
+        self._unit = unit
+
+    @torch.no_grad()
+    def at(self, time_step: int) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3 3"]]:
+        """Means and covariances in a frame."""
+        means, quats = self._group.at(time_step)
+        return _numpy(means / self._unit), _numpy(_covariances(quats, self._deviations))
+
+
 @dataclass(frozen=True)
 class ObjectSnapshot:
     """One object: splats in its own frame, and its pose in the world over time, at scale 1 from the camera.
 
     `means` and `covariances` are in `unit`s (of its own units): the browser keeps covariances in half precision, which
     resolves a training pixel then. `rays[t]` leads from the camera centre to the object's origin, `middle_rays[t]` to
-    the middle of its splats. `rgbs` are seen from the mean direction of the training cameras: the browser draws no
+    the middle of its splats. `bending` has the means and covariances of another frame than the first for an object that
+    bends, None for a rigid one. `rgbs` are seen from the mean direction of the training cameras: the browser draws no
     spherical harmonics.
     """
 
@@ -52,6 +71,11 @@ class ObjectSnapshot:
     rays: Float[np.ndarray, "t 3"]
     middle_rays: Float[np.ndarray, "t 3"]
     visible: Bool[np.ndarray, "t"]
+    bending: BendingSplats | None = None
+
+    def splats(self, time_step: int) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3 3"]]:
+        """Means and covariances in a frame."""
+        return (self.means, self.covariances) if self.bending is None else self.bending.at(time_step)
 
 
 @dataclass(frozen=True)
@@ -117,22 +141,28 @@ def _object_snapshot(scene: Scene, k: int, world_from_cam: Float[Tensor, "t 4 4"
     means, quats = group.at(0)
     unit = max(float(blur.median()), 1e-9) / LEAST_DEVIATION
     deviations = (group.gaussians.scales**2 + blur[:, None] ** 2).sqrt() / unit
-    stretched = quat_to_rotmat(quats) * deviations.clamp(max=LARGEST_DEVIATION)[:, None, :]
+    deviations = deviations.clamp(max=LARGEST_DEVIATION)
     turn = world_from_cam[:, :3, :3]
-    middle = means.quantile(0.5, dim=0)
+    middle = group.gaussians.means.quantile(0.5, dim=0)
     in_camera = group.cam_from_obj[:, :3, :3] @ middle + group.cam_from_obj[:, :3, 3]
     return ObjectSnapshot(
         name=group.name,
         unit=unit,
         means=_numpy(means / unit),
-        covariances=_numpy(stretched @ stretched.transpose(1, 2)),
+        covariances=_numpy(_covariances(quats, deviations)),
         rgbs=_numpy(_colors_as_filmed(group)),
         opacities=_numpy(group.gaussians.opacities),
         wxyz=_numpy(rotmat_to_quat(turn @ group.cam_from_obj[:, :3, :3])),
         rays=_numpy((turn @ group.cam_from_obj[:, :3, 3:])[..., 0]),
         middle_rays=_numpy((turn @ in_camera[..., None])[..., 0]),
         visible=group.visible.cpu().numpy().copy(),
+        bending=None if group.deformation is None else BendingSplats(group, deviations, unit),
     )
+
+
+def _covariances(quats: Float[Tensor, "n 4"], deviations: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3 3"]:
+    stretched = quat_to_rotmat(quats) * deviations[:, None, :]
+    return stretched @ stretched.transpose(1, 2)
 
 
 def _colors_as_filmed(group: ObjectGroup) -> Float[Tensor, "n 3"]:
