@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from osn_gs.data.bending_truth import BendingTruth, SurfaceTracks
 from osn_gs.data.pinhole import unproject
-from osn_gs.evaluation.bending import tracking_error
+from osn_gs.evaluation.tracking import tracking_error
 from osn_gs.export.configurations import scene_frames
 from osn_gs.export.renderings import World
 from osn_gs.gaussians.deformation import NodeDeformation, quat_of_rotation_vector, spline_weights, spread_points

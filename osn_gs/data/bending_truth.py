@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from osn_gs.data.osn_files import read_transforms
-from osn_gs.data.osn_layout import true_cam_from_obj
+from osn_gs.data.set_truth import true_cam_from_obj
 from osn_gs.errors import DatasetError
 
 

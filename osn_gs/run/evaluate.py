@@ -25,6 +25,7 @@ from osn_gs.evaluation.lpips import load_lpips, load_st_lpips
 from osn_gs.evaluation.poses import scene_pose_errors
 from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, report_scales, report_views
 from osn_gs.evaluation.scores import is_object_score, score_kind
+from osn_gs.evaluation.tracking import scene_tracking_errors
 from osn_gs.evaluation.truth import TruthReport, truth_report
 from osn_gs.evaluation.views import TRAIN_SPLIT, PerceptualMetric, Pixels
 from osn_gs.export.configurations import Configuration, read_configurations
@@ -122,6 +123,7 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
         scores = report_views(scene, views, candidates, perceptual, lambda: progress.advance(task))
     masks = [view.co_visible for view in views if view.co_visible is not None]
     poses = scene_pose_errors(data)
+    tracking = scene_tracking_errors(scene, data)
     truth = _truth(run, data, contact, samples, generator)
     height, width, _ = views[0].image.shape
     return {
@@ -138,6 +140,8 @@ def evaluate(run: OpenedRun, config: EvaluateConfig, console: Console) -> dict[s
         "object_scales": report_scales(data, candidates),
         "learned_set": asdict(run.trained.rounds[-1].learned_set) if run.trained.rounds else None,
         "truth": None if truth is None else asdict(truth),
+        "bends": [group.name for group in scene.objects if group.deformation is not None],
+        "tracking": {name: asdict(errors) for name, errors in tracking.items()},
         "poses": None
         if poses is None
         else [{"object": name, **asdict(errors)} for name, errors in zip(data.object_names, poses, strict=True)],
@@ -244,6 +248,14 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
         console.print(_score_table("Object scales against the true ones", evaluation["object_scales"]))
     if evaluation["poses"] is not None:
         console.print(_pose_table(evaluation["poses"]))
+    if evaluation["bends"]:
+        console.print(f"Objects that bend: {escape(', '.join(evaluation['bends']))}.")
+    for name, errors in evaluation["tracking"].items():
+        if errors["mean"] is not None:
+            console.print(
+                f"Points on {escape(name)} are followed with an error of {errors['mean']:.1f} % of its size (median "
+                f"{errors['median']:.1f}; {errors['across']:.1f} across, {errors['along']:.1f} along the camera axis)."
+            )
     for line in set_lines(evaluation):
         console.print(line)
 

@@ -1,4 +1,4 @@
-"""Objects that bend, apart from those that do not: pictures of each, and the way of points on their surfaces."""
+"""How well points on the surface of an object that bends are followed in 3D."""
 
 from __future__ import annotations
 
@@ -8,47 +8,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.data.bending_truth import BendingTruth, SurfaceTracks
+from osn_gs.data.bending_truth import BendingTruth, SurfaceTracks, bending_objects, read_bending_truth
 from osn_gs.data.pinhole import unproject
-from osn_gs.data.scene_data import HeldOutView
-from osn_gs.evaluation.views import render_held_out
+from osn_gs.data.scene_data import SceneData
 from osn_gs.geometry.se3 import invert_rigid, quat_to_rotmat, transform_points
-from osn_gs.image_similarity import psnr
 from osn_gs.scene.render import render_layer
 from osn_gs.scene.scene import ObjectGroup, Scene
 
-LEAST_PIXELS = 20  # of an object in a view that is scored
+NUM_FRAMES, NUM_POINTS = 4, 400  # that points are followed from, and points of each of these frames
 SEEN = 0.5  # opacity of the object's layer from which on a pixel shows it
-
-
-@torch.no_grad()
-def object_psnr(
-    scene: Scene, views: tuple[HeldOutView, ...], object_scales: Float[Tensor, "k"]
-) -> tuple[float | None, ...]:
-    """PSNR over the pixels whose true id is an object, the mean over the views that show it; None where none does."""
-    scores: list[list[float]] = [[] for _ in range(scene.num_objects)]
-    for view in views:
-        if view.object_ids is None:
-            continue
-        rgb = render_held_out(scene, view, object_scales).rgb.clamp(0, 1)
-        image, object_ids = view.image.to(rgb) / 255, view.object_ids.to(rgb.device)
-        for k, of_object in enumerate(scores):
-            shown = object_ids == k
-            if shown.sum() >= LEAST_PIXELS:
-                of_object.append(float(psnr(rgb, image, shown)))
-    return tuple(sum(of_object) / len(of_object) if of_object else None for of_object in scores)
 
 
 @dataclass(frozen=True)
 class TrackingError:
     """How far tracked surface points are from the truth, in % of the object's size: mean and median of the distances,
-    and the means of their parts across and along the camera axis. `num_pairs` of point and frame were compared."""
+    and the means of their parts across and along the camera axis. `num_pairs` of point and frame were compared; None
+    where there is no pair."""
 
-    mean: float
-    median: float
-    across: float
-    along: float
+    mean: float | None
+    median: float | None
+    across: float | None
+    along: float | None
     num_pairs: int
+
+
+def scene_tracking_errors(scene: Scene, data: SceneData) -> dict[str, TrackingError]:
+    """Of every object whose true bending the scene's folder stores, by name, at the true object scales."""
+    if data.folder is None or data.truth is None:
+        return {}
+    frames = torch.linspace(0, scene.num_frames - 1, min(NUM_FRAMES, scene.num_frames)).round().long().tolist()
+    return {
+        data.object_names[k]: tracking_error(
+            scene, k, float(data.truth.object_scales[k]), read_bending_truth(data.folder, k, tuple(frames), NUM_POINTS)
+        )
+        for k in bending_objects(data.folder)
+        if k < data.num_objects
+    }
 
 
 @torch.no_grad()
@@ -63,7 +58,7 @@ def tracking_error(scene: Scene, k: int, object_scale: float, truth: BendingTrut
     errors = [_track_errors(scene, group, unit, tracks) for tracks in truth.tracks]
     percent = 100 / truth.size * torch.cat(errors)
     if len(percent) == 0:
-        return TrackingError(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+        return TrackingError(None, None, None, None, 0)
     distances = percent.norm(dim=1)
     return TrackingError(
         mean=float(distances.mean()),
