@@ -8,16 +8,16 @@ together. Every third frame is left out and judges: a motion that follows noise 
 
 Share of the loss that bending saves in the frames left out, after bootstraps of 800 to 1000 steps:
 
-=====================  ===========================  =======================================
-scene, size            true poses                   prepared poses
-=====================  ===========================  =======================================
-sway3, 80x60           cactus 18 %, others 0 to 3   cactus 7 % (poses 29 degrees off), others -2 to 0
-sway3, 160x120         cactus 31 %, others 2 to 4   cactus 7 %, others 0 to 1
-tabletop3, 120x90      all rigid: -1 to 3           all rigid: -3 to 1
-demo, 160x120          all rigid: -2 to 3
-=====================  ===========================  =======================================
+=================  ============================  ======================================================
+scene, size        true poses                    prepared poses
+=================  ============================  ======================================================
+sway3, 80x60       cactus 21 %, others 0 to 2    cactus 13 % (its poses are 29 degrees off), others 0
+sway3, 160x120     cactus 33 %, robot 0
+tabletop3, 120x90  all rigid: 0 to 3             all rigid: -4 to 1
+demo, 160x120      all rigid: -2 to 5
+=================  ============================  ======================================================
 
-so an object bends from a gain of 5 % on (`DeformationConfig.least_gain`). Fewer steps do not separate them: after 60 to
+so an object bends from a gain of 8 % on (`DeformationConfig.least_gain`). Fewer steps do not separate them: after 60 to
 120, rigid objects gain up to 8 % merely because many nodes get there sooner.
 """
 

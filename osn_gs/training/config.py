@@ -95,9 +95,9 @@ class DeformationConfig:
     """Nodes' motion, in the object's size and radians."""
     learning_rate_end: float = 0.1
     """The rate at the last step, as a share of the first."""
-    stretching: float = 1.5
+    stretching: float = 0.3
     """Weight of as-rigid-as-possible, against the loss of the object's own pixels."""
-    jerkiness: float = 1.5
+    jerkiness: float = 0.3
     """Weight of the motion's acceleration."""
     magnitude: float = 0.015
     """Weight of the motion itself."""
@@ -105,7 +105,7 @@ class DeformationConfig:
     """Share of the depth loss that sparse points of a bending object keep: their model was a rigid one."""
     trial_steps: int = 300
     """Steps of each of the two fits that are compared for an object (`osn_gs/training/bending_trial.py`)."""
-    least_gain: float = 0.05
+    least_gain: float = 0.08
     """Share by which bending must lower an object's loss in frames that the trial was not fitted to."""
 
     def __post_init__(self) -> None:
