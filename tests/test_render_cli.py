@@ -143,6 +143,7 @@ def test_a_path_file_says_size_and_rate(run: Path, tmp_path: Path):
         (["--path", "missing.json"], "missing.json"),
         (["--height", "2"], "height"),
         (["--still", "1.5"], "still"),
+        (["--split", "test", "--side-by-side"], "of videos"),
     ],
 )
 def test_what_cannot_be_rendered_is_told(run: Path, tmp_path: Path, capsys, options: list[str], said: str):

@@ -81,6 +81,11 @@ class RenderConfig:
                 f"seconds, fps and height: expected more than 0, 0 and 15, got {self.seconds:g}, {self.fps:g} and "
                 f"{self.height}."
             )
+        if self.split != "path" and (self.side_by_side, self.path, self.colouring) != (False, SWING, "colour"):
+            raise ConfigError(
+                f"--split {self.split}: side-by-side, path and colouring are of videos; leave them out for pictures of "
+                "a split's views, which come in all colourings."
+            )
         if not 0 <= self.still <= 1:
             raise ConfigError(f"still: expected a moment from 0 to 1, got {self.still:g}.")
 
