@@ -20,13 +20,14 @@ from osn_gs.config import config_to_yaml
 from osn_gs.errors import ConfigError
 from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
 from osn_gs.run.resources import read_resource_use
-from osn_gs.training.config import ExportConfig, ObjectScalesConfig, ScheduleConfig, TrainConfig
+from osn_gs.training.config import DeformationConfig, ExportConfig, ObjectScalesConfig, ScheduleConfig, TrainConfig
 
 TINY = TrainConfig(
     schedule=ScheduleConfig(bootstrap_steps=20, rounds=1, network_steps=40, scene_steps=4, final_steps=4),
     object_scales=ObjectScalesConfig(samples=15),
     export=ExportConfig(configurations=0, frames=1),
     evaluate_configurations=1,
+    deformation=DeformationConfig(default="rigid"),
     device="cpu",
 )
 

@@ -157,7 +157,7 @@ def test_a_spiral_circles_its_camera_and_keeps_the_pivot_in_the_middle():
     assert float(seen[20, 2]) == pytest.approx(0.85 * depth)
     assert float(seen[60, 2]) == pytest.approx(1.15 * depth)
     in_start = transform_points(start[None], invert_rigid(spiral)[:, None, :3, 3])[:, 0]
-    turns = np.unwrap(np.arctan2(in_start[:, 1], in_start[:, 0]))
+    turns = np.unwrap(np.arctan2(in_start[:, 1].numpy(), in_start[:, 0].numpy()))
     assert abs(turns[-1] - turns[0]) == pytest.approx(4 * math.pi, abs=0.01)
 
 

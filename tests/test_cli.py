@@ -30,7 +30,8 @@ from osn_gs.run.train import train_from_arguments
 ROOT = Path(__file__).parents[1]
 QUICK = shlex.split(
     "--schedule.bootstrap-steps 30 --schedule.rounds 1 --schedule.network-steps 100 --schedule.scene-steps 5 "
-    "--schedule.final-steps 5 --evaluate-configurations 1 --object-scales.samples 8 --export.frames 1 --device cpu"
+    "--schedule.final-steps 5 --evaluate-configurations 1 --object-scales.samples 8 --export.frames 1 --device cpu "
+    "--deformation.trial-steps 10"
 )
 
 

@@ -22,7 +22,7 @@ from osn_gs.run.sample import SampleConfig, sample_from_arguments
 from osn_gs.run.segment import SegmentConfig
 from osn_gs.run.view import ViewConfig
 from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import ScheduleConfig, TrainConfig
+from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer
 from osn_gs.training.start import initial_scene
 
@@ -73,7 +73,7 @@ def demo_run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A short run of the demo, where the README has runs/demo."""
     folder = RunFolder(tmp_path_factory.mktemp("readme") / "runs" / "demo")
     schedule = ScheduleConfig(bootstrap_steps=80, rounds=0, network_steps=500, final_steps=0)
-    config = TrainConfig(data=demo_folder, schedule=schedule)
+    config = TrainConfig(data=demo_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
     data = load_scene(demo_folder)
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():

@@ -19,7 +19,7 @@ from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import open_run
 from osn_gs.run.sample import sample_from_arguments
 from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import ScheduleConfig, TrainConfig
+from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer
 from osn_gs.training.start import initial_scene
 
@@ -29,7 +29,7 @@ def run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one short round."""
     data = load_scene(demo_folder)
     schedule = ScheduleConfig(bootstrap_steps=60, rounds=0, network_steps=300, final_steps=0)
-    config = TrainConfig(data=demo_folder, schedule=schedule)
+    config = TrainConfig(data=demo_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():
         pass

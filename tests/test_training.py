@@ -22,13 +22,14 @@ from osn_gs.training.checkpoints import (
     restore,
     save_checkpoint,
 )
-from osn_gs.training.config import ObjectScalesConfig, ScheduleConfig, TrainConfig
-from osn_gs.training.joint_optimizer import JointOptimizer, RoundReport, StepReport, phases
+from osn_gs.training.config import DeformationConfig, ObjectScalesConfig, ScheduleConfig, TrainConfig
+from osn_gs.training.joint_optimizer import BendingReport, JointOptimizer, RoundReport, StepReport, phases
 from osn_gs.training.start import initial_scene
 
 SHORT = TrainConfig(
     schedule=ScheduleConfig(bootstrap_steps=12, rounds=1, network_steps=5, scene_steps=4, final_steps=3),
     density=DensityConfig(start_step=3, every=4, stop_fraction=1.0, grow_grad2d=1e-5),
+    deformation=DeformationConfig(default="rigid"),  # what bends is test_bending.py's
 )
 
 
@@ -75,15 +76,18 @@ def test_without_a_bootstrap_the_network_begins_on_the_start(data: SceneData, la
         SHORT,
         schedule=dataclasses.replace(SHORT.schedule, bootstrap_steps=0),
         object_scales=ObjectScalesConfig(label_rule=label_rule, accuracy=(0.98, 0.99), top_k=(0.02, 0.01)),
+        deformation=DeformationConfig(),
     )
     optimizer = new_run(data, config)
     if transparent:
         with torch.no_grad():
             for group in optimizer.scene.objects:
                 group.gaussians.params["opacities"].fill_(-7.0)
-    reports = list(optimizer.run())
-    assert isinstance(reports[0], RoundReport)
-    assert reports[0].gaussian_step == 0
+    choice, first, *_ = reports = list(optimizer.run())
+    assert isinstance(choice, BendingReport)
+    assert choice.trials == (), "there is nothing yet to try bending on"
+    assert isinstance(first, RoundReport)
+    assert first.gaussian_step == 0
     steps = [report for report in reports if isinstance(report, StepReport)]
     assert len(steps) == config.schedule.gaussian_steps == 7
     assert all(report.kind == "scene" for report in steps)

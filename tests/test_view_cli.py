@@ -18,7 +18,7 @@ from osn_gs.run.open_run import newest_run, open_run
 from osn_gs.run.serve import address, start_server
 from osn_gs.run.view import viewed_run
 from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import ScheduleConfig, TrainConfig
+from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
 from osn_gs.training.joint_optimizer import JointOptimizer
 from osn_gs.training.start import initial_scene
 
@@ -36,7 +36,7 @@ def optimizer(scene_folder: Path) -> JointOptimizer:
     """A run with one round."""
     data = load_scene(scene_folder)
     schedule = ScheduleConfig(bootstrap_steps=4, rounds=0, network_steps=20, final_steps=0)
-    config = TrainConfig(data=scene_folder, schedule=schedule)
+    config = TrainConfig(data=scene_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
     optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
     for _ in optimizer.run():
         pass

@@ -84,7 +84,8 @@ class DeformationConfig:
     """Which moving objects bend, and how (`osn_gs/gaussians/deformation.py`). The background never does."""
 
     default: DeformationMode = "auto"
-    """auto: an object bends where a trial after the bootstrap says so. rigid: none does. deformable: all do."""
+    """auto: an object bends where a trial after the bootstrap says so; none without a bootstrap. rigid: none does.
+    deformable: all do."""
     objects: tuple[str, ...] = ()
     """NAME=MODE for single objects, by name or number, such as cactus=deformable or 2=rigid."""
     nodes: int = 32

@@ -167,11 +167,12 @@ class JointOptimizer:
         """Give a deformation to each object that is said to bend, or that bends in a trial where that is asked for.
 
         One that bends begins anew with the Gaussians of the trial's fit: those of the bootstrap are blurred by what it
-        could not explain.
+        could not explain. Without a bootstrap there is nothing to try on, and `auto` leaves all rigid.
         """
         trials = []
+        bootstrapped = self.config.schedule.bootstrap_steps > 0
         for k, mode in enumerate(self.deformation_modes):
-            if mode == "auto":
+            if mode == "auto" and bootstrapped:
                 trial, bent = try_bending(self.scene, k, self.data, self.config)
                 trials.append(trial)
                 if trial.bends:
