@@ -271,13 +271,16 @@ COLUMNS = (
     _Column(TEST, "miou", ("best", "mean")),
     _Column(STEREO, "psnr", ("best", "mean")),
 )
-# Lines of a scene that come from the full run: the name, and what a statistic over samples is called there.
+# The lines of a run, and what a statistic over samples is called there; then those that only the full run has.
 SINGLE = {"best": None, "median": None, "worst": None}
+LINES: dict[str, dict[str, str | None]] = {
+    "sampled": {},
+    "contact": {**SINGLE, "mean": "contact"},
+    "true scales": {**SINGLE, "mean": "true_scales"},
+}
 FULL_LINES: dict[str, dict[str, str | None]] = {
-    "ours, sampled": {},
-    "ours, contact": {**SINGLE, "mean": "contact"},
+    **{f"ours, {name}": renamed for name, renamed in LINES.items()},
     "ours, released protocol": {"best": "released", "mean": None, "median": None, "worst": None},
-    "ours, true scales": {**SINGLE, "mean": "true_scales"},
     "middle of the ranges": {**SINGLE, "mean": "middle"},
     "random scales": {name: f"random_{name}" for name in OVER_SAMPLES},
 }
@@ -296,7 +299,8 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     for scene in dict.fromkeys(row["scene"] for row in rows):
         for variant in dict.fromkeys(row["variant"] for row in rows if row["scene"] == scene):
             of_variant = [row for row in rows if (row["scene"], row["variant"]) == (scene, variant)]
-            named_lines = FULL_LINES if variant == "full" else {variant: {}}
+            of_others = {f"{variant}, {name}": renamed for name, renamed in LINES.items()}
+            named_lines = FULL_LINES if variant == "full" else of_others
             for name, renamed in named_lines.items():
                 first = name == next(iter(named_lines))
                 cells = [_cell(of_variant, column, renamed) for column in shown]
