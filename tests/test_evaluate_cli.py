@@ -11,20 +11,14 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from short_run import write_short_run
 
-from osn_gs.config import config_to_yaml
-from osn_gs.data.osn_layout import load_scene
 from osn_gs.image_similarity import psnr
 from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
 from osn_gs.run.evaluate import evaluate_from_arguments
-from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import open_run
 from osn_gs.run.sample import sample_from_arguments
 from osn_gs.scene.render import render_view
-from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
-from osn_gs.training.joint_optimizer import JointOptimizer
-from osn_gs.training.start import initial_scene
 
 
 def evaluate(*arguments: object) -> int:
@@ -34,17 +28,9 @@ def evaluate(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def short_run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one short round and sixteen samples."""
-    data = load_scene(demo_folder)
-    schedule = ScheduleConfig(bootstrap_steps=40, rounds=0, network_steps=100, final_steps=0)
-    config = TrainConfig(data=demo_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
-    optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
-    for _ in optimizer.run():
-        pass
-    folder = RunFolder(tmp_path_factory.mktemp("evaluate") / "run")
-    save_checkpoint(folder.checkpoints, optimizer)
-    folder.config.write_text(config_to_yaml(config))
-    assert run_tool(sample_from_arguments, [str(folder.root), "--num", "16"]) == 0
-    return folder.root
+    root = write_short_run(tmp_path_factory.mktemp("evaluate") / "run", demo_folder, 40, 100)
+    assert run_tool(sample_from_arguments, [str(root), "--num", "16"]) == 0
+    return root
 
 
 @pytest.fixture(scope="module")

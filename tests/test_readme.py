@@ -7,24 +7,19 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
+from short_run import write_short_run
 
 from osn_gs.benchmarks.command import COMMANDS
-from osn_gs.config import config_to_yaml, parse_config
-from osn_gs.data.osn_layout import load_scene
+from osn_gs.config import parse_config
 from osn_gs.preprocess.pipeline import PrepareConfig
 from osn_gs.run.command import run_tool
 from osn_gs.run.evaluate import EvaluateConfig, evaluate_from_arguments
-from osn_gs.run.folder import RunFolder
 from osn_gs.run.render import RenderConfig, render_from_arguments
 from osn_gs.run.sample import SampleConfig, sample_from_arguments
 from osn_gs.run.segment import SegmentConfig
 from osn_gs.run.view import ViewConfig
-from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
-from osn_gs.training.joint_optimizer import JointOptimizer
-from osn_gs.training.start import initial_scene
+from osn_gs.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {
@@ -71,16 +66,7 @@ def test_a_command_has_options_its_tool_takes(command: list[str], monkeypatch: p
 @pytest.fixture(scope="module")
 def demo_run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of the demo, where the README has runs/demo."""
-    folder = RunFolder(tmp_path_factory.mktemp("readme") / "runs" / "demo")
-    schedule = ScheduleConfig(bootstrap_steps=80, rounds=0, network_steps=500, final_steps=0)
-    config = TrainConfig(data=demo_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
-    data = load_scene(demo_folder)
-    optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
-    for _ in optimizer.run():
-        pass
-    save_checkpoint(folder.checkpoints, optimizer)
-    folder.config.write_text(config_to_yaml(config))
-    return folder.root
+    return write_short_run(tmp_path_factory.mktemp("readme") / "runs" / "demo", demo_folder, 80, 500)
 
 
 def test_commands_on_the_demos_run_work_in_their_order(demo_run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,35 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from short_run import write_short_run
 
-from osn_gs.config import config_to_yaml
-from osn_gs.data.osn_layout import load_scene
 from osn_gs.export.configurations import ConfigurationSet, Draw, read_configurations
 from osn_gs.object_scales.network import ObjectScaleNetwork
 from osn_gs.object_scales.ranges import uniform_scales
 from osn_gs.run.command import run_tool
-from osn_gs.run.folder import RunFolder
 from osn_gs.run.open_run import open_run
 from osn_gs.run.sample import sample_from_arguments
-from osn_gs.training.checkpoints import save_checkpoint
-from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
-from osn_gs.training.joint_optimizer import JointOptimizer
-from osn_gs.training.start import initial_scene
 
 
 @pytest.fixture(scope="module")
 def run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one short round."""
-    data = load_scene(demo_folder)
-    schedule = ScheduleConfig(bootstrap_steps=60, rounds=0, network_steps=300, final_steps=0)
-    config = TrainConfig(data=demo_folder, schedule=schedule, deformation=DeformationConfig(default="rigid"))
-    optimizer = JointOptimizer(initial_scene(data, config.gaussians), data, config, torch.Generator().manual_seed(0))
-    for _ in optimizer.run():
-        pass
-    folder = RunFolder(tmp_path_factory.mktemp("sample") / "run")
-    save_checkpoint(folder.checkpoints, optimizer)
-    folder.config.write_text(config_to_yaml(config))
-    return folder.root
+    return write_short_run(tmp_path_factory.mktemp("sample") / "run", demo_folder, 60, 300)
 
 
 def drawn(run: Path, target: Path, *arguments: str) -> ConfigurationSet:
