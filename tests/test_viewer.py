@@ -348,6 +348,7 @@ def test_a_video_and_its_camera_path_leave(page: Page, tmp_path: Path):
     page.tab("Export")
     page.session.export_panel.height.value = 120
     page.button("Add this view").click()
+    page.window.get_by_text("One view").wait_for()  # added before the camera goes on, however busy the machine
     page.session.client.camera.position = page.session.client.camera.position + 0.2
     page.window.wait_for_timeout(500)
     page.button("Add this view").click()
