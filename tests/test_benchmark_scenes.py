@@ -21,6 +21,7 @@ from osn_gs.errors import ConfigError
 from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
 from osn_gs.run.resources import read_resource_use
 from osn_gs.training.config import DeformationConfig, ExportConfig, ObjectScalesConfig, ScheduleConfig, TrainConfig
+from osn_gs.training.deformation import deformation_modes
 
 TINY = TrainConfig(
     schedule=ScheduleConfig(bootstrap_steps=20, rounds=1, network_steps=40, scene_steps=4, final_steps=4),
@@ -135,6 +136,12 @@ def test_variants_take_as_many_steps_in_all(variant: str):
     varied = VARIANTS[variant](config).schedule
     assert varied.gaussian_steps == config.schedule.gaussian_steps
     assert varied != config.schedule
+
+
+def test_no_object_bends_in_the_rigid_variant():
+    config = TrainConfig(deformation=DeformationConfig(objects=("car=deformable",)))
+    modes = deformation_modes(VARIANTS["rigid"](config).deformation, ["background", "car", "dog"])
+    assert set(modes) == {"rigid"}
 
 
 def test_an_option_file_that_does_not_fit_is_told(tmp_path: Path, capsys):

@@ -29,9 +29,9 @@ from osn_gs.run.open_run import open_run
 from osn_gs.run.resources import read_resource_use
 from osn_gs.run.train import PROGRAM as TRAIN_PROGRAM
 from osn_gs.run.train import check_same_options, train
-from osn_gs.training.config import ScheduleConfig, TrainConfig
+from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
 
-Variant = Literal["full", "no-bootstrap", "R=1", "R=10", "one-vector", "four-vectors"]
+Variant = Literal["full", "rigid", "no-bootstrap", "R=1", "R=10", "one-vector", "four-vectors"]
 TRAIN, TEST, STEREO = "train", "test", "stereo"
 SPLITS = (TRAIN, TEST, STEREO)
 NUM_TRAIN_CONFIGURATIONS = 2  # training views look the same under all valid configurations
@@ -53,9 +53,9 @@ class ScenesBenchmark:
     out: Path = Path("runs/benchmark")
     """Folder for runs (SCENE/VARIANT-SEED), table.md and figures.json."""
     variants: tuple[Variant, ...] = ("full",)
-    """full: as configured. no-bootstrap: its steps go to the end. R=1, R=10: rounds, with as many steps on the
-    Gaussians in all (steps of the network are by round, as in the paper). one-vector, four-vectors: scale vectors
-    composited in a scene step."""
+    """full: as configured. rigid: no object bends. no-bootstrap: its steps go to the end. R=1, R=10: rounds, with as
+    many steps on the Gaussians in all (steps of the network are by round, as in the paper). one-vector, four-vectors:
+    scale vectors composited in a scene step."""
     seeds: tuple[int, ...] = (0,)
     """Every variant is trained with each; the table has the mean."""
     num_configurations: int = 100
@@ -178,6 +178,7 @@ def _with_vectors(count: int) -> Callable[[TrainConfig], TrainConfig]:
 
 VARIANTS: dict[Variant, Callable[[TrainConfig], TrainConfig]] = {
     "full": lambda config: config,
+    "rigid": lambda config: dataclasses.replace(config, deformation=DeformationConfig(default="rigid")),
     "no-bootstrap": _without_bootstrap,
     "R=1": _with_rounds(1),
     "R=10": _with_rounds(10),
