@@ -1,8 +1,9 @@
 """How an object of a synthetic set truly bends: extra files of our own beside the layout of the released code.
 
-`deform_objK.npz` holds `rest` (V, 3), the vertices of object K's surface at rest, and `verts` (T, V, 3), where they are
-in each frame, in the object's true frame and units. `canon_objK_train.npz` says for pixels of the training images,
-numbered row by row in `pix%04d` (P,), which point of the surface at rest they show, in `rest%04d` (P, 3).
+`deform_objK.npz` holds a mesh of object K's surface: `rest` (V, 3), its vertices at rest, `faces` (F, 3), and `verts`
+(T, V, 3), where the vertices are in each frame, in the object's true frame and units. `canon_objK_train.npz` says for
+pixels of the training images, numbered row by row in `pix%04d` (P,), which point of the surface at rest they show, in
+`rest%04d` (P, 3).
 """
 
 from __future__ import annotations
@@ -12,13 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from osn_gs.data.osn_files import read_transforms
 from osn_gs.data.set_truth import true_cam_from_obj
 from osn_gs.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class SurfaceBending:
+    """How the surface of one object bends, as the files hold it; in its true frame and units.
+
+    `rest` are its vertices at rest, `vertices` where they are in every frame. `pixels` are for every training frame the
+    numbers, row by row, of those that show the object, `rest_points` the points of the surface at rest that they show.
+    """
+
+    rest: Float[np.ndarray, "v 3"]
+    faces: Int[np.ndarray, "f 3"]
+    vertices: Float[np.ndarray, "t v 3"]
+    pixels: tuple[Int[np.ndarray, "p"], ...]
+    rest_points: tuple[Float[np.ndarray, "p 3"], ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,23 @@ class BendingTruth:
     tracks: tuple[SurfaceTracks, ...]
     size: float
     camera_centres: Float[Tensor, "t 3"]
+
+
+def write_bending_truth(folder: Path, k: int, bending: SurfaceBending) -> None:
+    """Write object k's two files into a scene folder.
+
+    Rest points are halves (float16): within a metre of the object's origin they are good to 0.25 mm.
+    """
+    np.savez_compressed(
+        folder / f"deform_obj{k}.npz",
+        rest=bending.rest.astype(np.float32),
+        faces=bending.faces.astype(np.int32),
+        verts=bending.vertices.astype(np.float32),
+    )
+    numbered = {}
+    for t, (pixels, points) in enumerate(zip(bending.pixels, bending.rest_points, strict=True)):
+        numbered |= {f"pix{t:04d}": pixels.astype(np.int32), f"rest{t:04d}": points.astype(np.float16)}
+    np.savez_compressed(folder / f"canon_obj{k}_train.npz", **numbered)
 
 
 def bending_objects(folder: Path) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.data import demo_scene
+from osn_gs.data.bending_truth import SurfaceBending
+from osn_gs.data.carried_solids import bending_of_solids
 from osn_gs.data.held_out import align_cameras, camera_in_background
 from osn_gs.data.osn_writer import SyntheticTruth, write_scene
-from osn_gs.data.ray_casting import PinholeGrid, RayCastView, cast_view
+from osn_gs.data.ray_casting import PinholeGrid, RayCastView, Solid, cast_view
 from osn_gs.data.reconstruction import ObjectReconstruction, to_scene_units
 from osn_gs.data.scene_data import HeldOutView, SceneData, SceneTruth
 from osn_gs.data.true_poses import reconstruct_from_truth
 from osn_gs.geometry.se3 import invert_rigid
 from osn_gs.threads import num_threads
+
+Objects = tuple[list[Solid], ...]
+"""The solids of every object at one time."""
 
 NEAR, FAR = 1.0, 8.0
 LIGHT = np.array([0.25, -0.3, 0.92])  # almost from above, so that turning on the table changes no colours
@@ -41,12 +46,14 @@ def write_demo_scene(
     height: int = 120,
     seed: int = 0,
     num_held_out: int = 8,
+    bending: bool = True,
 ) -> Path:
     """Ray-cast the demo scene into a new folder in the layout `load_scene` reads; deterministic.
 
     Background and three moving toys (K = 4) that hide each other in turn, `num_held_out` views each in the splits
     "test" (training cameras at other times) and "stereo" (cameras off the path), true depths, ids, poses and scales,
-    and as an extra the depths of every object rendered alone. The folder `sfm` in it stands for a preprocessed clip:
+    and as an extra the depths of every object rendered alone. One toy, the ring tower, bends, and the folder says how
+    (`bending_truth.py`); without `bending` all are rigid. The folder `sfm` in it stands for a preprocessed clip:
     exact poses in gauges of each object's own, and sparse points with noise, both drawn with `seed`.
 
     Raises:
@@ -58,8 +65,11 @@ def write_demo_scene(
         "test": replayed_viewpoints(num_frames, num_held_out),
         "stereo": stereo_viewpoints(num_frames, num_held_out),
     }
-    rendered = {split: _render(views, grid, num_frames) for split, views in viewpoints.items()}
+    objects = [demo_scene.objects(_progress(t, num_frames), bending) for t in range(num_frames)]
+    rendered = {split: _render(views, objects, grid) for split, views in viewpoints.items()}
     scene, truth = _assemble(Path(folder).name, viewpoints, rendered, grid, seed)
+    if bending:
+        truth = replace(truth, bending=_true_bending(objects, rendered["train"], truth, grid))
     write_scene(Path(folder), scene, truth=truth)
     return Path(folder)
 
@@ -86,15 +96,26 @@ def _progress(time_step: int, num_frames: int) -> float:
     return time_step / max(num_frames - 1, 1)
 
 
-def _render(viewpoints: list[Viewpoint], grid: PinholeGrid, num_frames: int) -> list[RayCastView]:
-    objects = demo_scene.objects()
+def _render(viewpoints: list[Viewpoint], objects: list[Objects], grid: PinholeGrid) -> list[RayCastView]:
+    """Views of `objects[t]` at the viewpoints' times."""
 
     def render(viewpoint: Viewpoint) -> RayCastView:
-        world_from_obj = demo_scene.object_poses(_progress(viewpoint.time_step, num_frames))
-        return cast_view(objects, world_from_obj, viewpoint.world_from_cam, grid, LIGHT)
+        t = viewpoint.time_step
+        world_from_obj = demo_scene.object_poses(_progress(t, len(objects)))
+        return cast_view(objects[t], world_from_obj, viewpoint.world_from_cam, grid, LIGHT)
 
     with ThreadPoolExecutor(max_workers=num_threads()) as pool:  # NumPy works outside the interpreter lock
         return list(pool.map(render, viewpoints))
+
+
+def _true_bending(
+    objects: list[Objects], rendered: list[RayCastView], truth: SyntheticTruth, grid: PinholeGrid
+) -> dict[int, SurfaceBending]:
+    """How the ring tower bends in the training frames."""
+    k = demo_scene.OBJECT_NAMES.index("ring tower")
+    at_rest = demo_scene.objects(0.0, bending=False)[k]
+    obj_from_cam = (invert_rigid(truth.world_from_obj[k]) @ truth.world_from_cam).numpy()
+    return {k: bending_of_solids(k, at_rest, [solids[k] for solids in objects], rendered, obj_from_cam, grid)}
 
 
 def _assemble(

@@ -1,7 +1,7 @@
 """What stands in the demo scene and how it moves: three toys on a table in a furnished room, filmed along an arc.
 
 Metres, world z up. Every toy's own origin is the middle of its underside, so it stands on the table at height 0.
-Over a clip, `progress` runs from 0 to 1.
+Over a clip, `progress` runs from 0 to 1. The ring tower's parts sit on a flexible spine and sway with it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from osn_gs.data.ray_casting import Ball, Cube, Frustum, Ring, Shape, Solid, Texture
 from osn_gs.data.textures import bricks, checked, dotted, mosaic, mottled, sectors, striped, wood
@@ -18,6 +19,8 @@ from osn_gs.data.textures import bricks, checked, dotted, mosaic, mottled, secto
 OBJECT_NAMES = ("background", "engine", "ring tower", "teapot")
 TABLE_HEIGHT = 0.72
 FIELD_OF_VIEW = math.radians(44)  # horizontal
+SPINE_FOOT = 0.055  # height of the ring tower's base, on which its spine begins
+SWAY, SWAY_IN_DEPTH = 1.8, 0.3  # greatest bends of the spine [rad/m], across the view and along it
 
 
 def turn(axis: int, degrees: float) -> Float[np.ndarray, "3 3"]:
@@ -102,9 +105,47 @@ def teapot() -> list[Solid]:
     ]
 
 
-def objects() -> tuple[list[Solid], ...]:
-    """Background, engine, ring tower and teapot, each in its own frame."""
-    return room(), resized(engine(), 0.92), resized(ring_tower(), 1.25), resized(teapot(), 1.12)
+def objects(progress: float, bending: bool = True) -> tuple[list[Solid], ...]:
+    """Background, engine, ring tower and teapot, each in its own frame; the tower is straight without `bending`.
+
+    The solids are the same at all times and stand in the same order.
+    """
+    tower = resized(ring_tower(), 1.25)
+    if bending:
+        tower = on_bent_spine(tower, tower_bend(progress))
+    return room(), resized(engine(), 0.92), tower, resized(teapot(), 1.12)
+
+
+def on_bent_spine(parts: list[Solid], bend: Float[np.ndarray, "2"]) -> list[Solid]:
+    """The same object with its spine, the z axis, bent: every part is carried by its middle."""
+    return [part.carried(spine_motion(float(part.centre[2]), bend)) for part in parts]
+
+
+def spine_motion(height: float, bend: Float[np.ndarray, "2"]) -> Float[np.ndarray, "4 4"]:
+    """Rigid motion, in the object's frame, of what sits at some height of a spine that was straight.
+
+    From `SPINE_FOOT` on the spine is an arc of constant curvature that leans by `bend` [rad/m] towards x and y; below
+    it stays as it is. An arc's chord leans half as far as its end.
+    """
+    above = max(height - SPINE_FOOT, 0.0)
+    turn_vector = above * np.array([-bend[1], bend[0], 0.0])
+    chord_length = above * np.sinc(np.linalg.norm(turn_vector) / (2 * math.pi))
+    chord = chord_length * Rotation.from_rotvec(0.5 * turn_vector).as_matrix()[:, 2]
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_rotvec(turn_vector).as_matrix()
+    motion[:3, 3] = chord + np.array([0, 0, height - above]) - motion[:3, :3] @ [0, 0, height]
+    return motion
+
+
+def tower_bend(progress: float) -> Float[np.ndarray, "2"]:
+    """Bend of the ring tower's spine, rad/m towards its own x and y.
+
+    In a clip it sways to one side, back and to the other: in the world, like a pendulum, across the view and a little
+    in depth, however the tower turns.
+    """
+    phase = 1.5 * math.pi * progress
+    in_world = np.array([SWAY * math.sin(phase), SWAY_IN_DEPTH * math.cos(phase), 0])
+    return (object_poses(progress)[2, :3, :3].T @ in_world)[:2]
 
 
 def room() -> list[Solid]:

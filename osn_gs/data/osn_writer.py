@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from osn_gs.data.bending_truth import SurfaceBending, write_bending_truth
 from osn_gs.data.pinhole import unproject
 from osn_gs.data.reconstruction import ObjectReconstruction
 from osn_gs.data.scene_data import HeldOutView, SceneData
@@ -35,7 +36,7 @@ class SyntheticTruth:
     """What only a synthetic scene knows; OpenCV camera axes, true units.
 
     `background_scale` times the scene's units gives true units. `held_out_cameras` has one camera for each view of
-    `SceneData.held_out`.
+    `SceneData.held_out`, `bending` how the objects with these numbers bend.
     """
 
     world_from_cam: Float[Tensor, "t 4 4"]
@@ -43,6 +44,7 @@ class SyntheticTruth:
     depths: Float[Tensor, "t h w"]
     background_scale: float
     held_out_cameras: dict[str, Float[Tensor, "n 4 4"]] = field(default_factory=dict)
+    bending: dict[int, SurfaceBending] = field(default_factory=dict)
 
 
 def write_scene(folder: Path, scene: SceneData, preproc: str = "sfm", truth: SyntheticTruth | None = None) -> None:
@@ -81,6 +83,8 @@ def _write_training_frames(folder: Path, scene: SceneData, truth: SyntheticTruth
     if truth is not None:
         _write_arrays(folder / "segm_train", list(scene.object_ids))
         _write_arrays(folder / "depth_train", list(truth.depths.float()))
+        for k, bending in truth.bending.items():
+            write_bending_truth(folder, k, bending)
     if scene.truth is not None and scene.truth.layer_depths is not None:
         true_scales = _true_scales(scene, 1.0 if truth is None else truth.background_scale)
         (folder / "layers_train").mkdir()

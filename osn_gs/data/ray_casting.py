@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -151,11 +151,25 @@ class Solid:
         to_shape = self.rotation / self.half_size
         return self.shape.hit((origin - self.centre) @ to_shape, directions @ to_shape)
 
+    def in_own_axes(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """Points of the object's frame, from the solid's centre along its own axes."""
+        return (points - self.centre) @ self.rotation
+
+    def in_object(self, own: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """The inverse of `in_own_axes`."""
+        return own @ self.rotation.T + self.centre
+
+    def carried(self, motion: Float[np.ndarray, "4 4"]) -> Solid:
+        """The solid under a rigid motion in the object's frame; its texture goes along."""
+        rotation, translation = motion[:3, :3], motion[:3, 3]
+        centre = (rotation @ self.centre + translation).astype(self.centre.dtype)
+        return replace(self, centre=centre, rotation=(rotation @ self.rotation).astype(self.rotation.dtype))
+
     def colours_and_normals(
         self, points: Float[np.ndarray, "n 3"]
     ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
         """Colours and unit normals, in the object's frame, at points of the surface."""
-        own = (points - self.centre) @ self.rotation
+        own = self.in_own_axes(points)
         normals = self.shape.normals(own / self.half_size) / self.half_size
         normals /= np.sqrt(np.maximum(_dot(normals, normals), 1e-18))[:, None]
         return self.texture(own, normals), normals @ self.rotation.T
@@ -222,11 +236,13 @@ def _first_root(a, b, c) -> Float[np.ndarray, "n"]:
 
 @dataclass(frozen=True)
 class RayCastView:
-    """One view of several objects. Depths are z-depths, inf where an object does not cover the pixel."""
+    """One view of several objects. Depths are z-depths, inf where an object does not cover the pixel; `layer_solids`
+    are numbers of the solids of an object that lie there, -1 where it does not cover the pixel."""
 
     image: UInt8[np.ndarray, "h w 3"]
     object_ids: UInt8[np.ndarray, "h w"]
     layer_depths: Float[np.ndarray, "k h w"]
+    layer_solids: Int[np.ndarray, "k h w"]
 
     @property
     def depth(self) -> Float[np.ndarray, "h w"]:
@@ -271,14 +287,15 @@ def cast_view(
     obj_from_cam = np.linalg.inv(world_from_obj) @ world_from_cam
     centre_rays = grid.directions(samples=1)
     pairs = list(zip(objects, obj_from_cam, strict=True))
-    layers = np.stack([_cast_from_camera(solids, matrix, centre_rays)[0] for solids, matrix in pairs])
+    hits = [_cast_from_camera(solids, matrix, centre_rays) for solids, matrix in pairs]
     colours = _shade_rays(objects, world_from_obj, obj_from_cam, grid.directions(samples), light)
     averaged = colours.reshape(grid.height, samples, grid.width, samples, 3).mean(axis=(1, 3))
-    layers = layers.reshape(len(objects), grid.height, grid.width)
+    layers, solids = (np.stack(part).reshape(-1, grid.height, grid.width) for part in zip(*hits, strict=True))
     return RayCastView(
         image=np.rint(255 * np.clip(averaged, 0, 1)).astype(np.uint8),
         object_ids=layers.argmin(axis=0).astype(np.uint8),
         layer_depths=layers,
+        layer_solids=solids,
     )
 
 

@@ -14,7 +14,8 @@ scene, size        true poses                    prepared poses
 sway3, 80x60       cactus 21 %, others 0 to 2    cactus 13 % (its poses are 29 degrees off), others 0
 sway3, 160x120     cactus 33 %, robot 0
 tabletop3, 120x90  all rigid: 0 to 3             all rigid: -4 to 1
-demo, 160x120      all rigid: -2 to 5
+demo, 160x120      ring tower 21 %, others 0 to 4
+demo, none bending all rigid: -2 to 5
 =================  ============================  ======================================================
 
 so an object bends from a gain of 8 % on (`DeformationConfig.least_gain`). Fewer steps do not separate them: after 60 to
