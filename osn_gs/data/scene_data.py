@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -22,6 +23,12 @@ class SparsePoints:
     depths: Float[Tensor, "m"]
     errors: Float[Tensor, "m"]
     weights: Float[Tensor, "m"]
+
+    def in_frame(self, time_step: int, device: torch.device) -> SparsePoints:
+        """Those that one frame shows, in single precision on a device."""
+        seen = self.frames == time_step
+        floats = (self.pixels, self.depths, self.errors, self.weights)
+        return SparsePoints(self.frames[seen].to(device), *(values[seen].float().to(device) for values in floats))
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.data.scene_data import SceneData
-from osn_gs.scene.render import render_layer
+from osn_gs.data.scene_data import SceneData, SparsePoints
+from osn_gs.scene.render import ObjectLayer, render_layer
 from osn_gs.scene.scene import ObjectGroup, Scene
 from osn_gs.training.config import DeformationConfig, TrainConfig
 from osn_gs.training.deformation import deformation_loss, deformation_optimizer, new_deformation
+from osn_gs.training.losses import sparse_depth_loss
 from osn_gs.training.optimizers import gaussian_optimizers
 from osn_gs.training.start import object_extent, start_gaussians
 
@@ -44,6 +45,7 @@ LEAST_PIXELS = 30  # of an object in a frame that is used
 HOLD_OUT_EVERY = 3
 LEAST_FRAMES = 6  # with fewer, what a frame in between looks like says little
 MASK_WEIGHT = 0.1  # of the mask's cross entropy beside the colour error
+DEPTH_WEIGHT = 0.6  # of the depth error at sparse points, about what it weighs in training for a pixel of an object
 MOTION_SHARE = 0.4  # of the steps, on the motion alone
 EPS = 1e-6
 
@@ -64,13 +66,14 @@ class BendingTrial:
 
 
 class _Frame(NamedTuple):
-    """What an object is compared with in a frame: the image in [0, 1], and as 1 or 0 where the mask shows the object,
-    and where it shows the background and so leaves no place for it."""
+    """What an object is compared with in a frame: the image in [0, 1], as 1 or 0 where the mask shows the object, and
+    where it shows the background and so leaves no place for it, and the object's sparse points."""
 
     time_step: int
     image: Float[Tensor, "h w 3"]
     shown: Float[Tensor, "h w"]
     empty: Float[Tensor, "h w"]
+    points: SparsePoints
 
 
 def try_bending(scene: Scene, k: int, data: SceneData, config: TrainConfig) -> tuple[BendingTrial, ObjectGroup]:
@@ -101,7 +104,8 @@ def _usable_frames(group: ObjectGroup, k: int, data: SceneData) -> list[_Frame]:
         object_ids = data.object_ids[t].to(device)
         shown = (object_ids == k).float()
         if shown.sum() >= LEAST_PIXELS:
-            frames.append(_Frame(t, data.images[t].to(device).float() / 255, shown, (object_ids == 0).float()))
+            image, empty = data.images[t].to(device).float() / 255, (object_ids == 0).float()
+            frames.append(_Frame(t, image, shown, empty, data.sparse_points[k].in_frame(t, device)))
     return frames
 
 
@@ -138,7 +142,10 @@ def _take_steps(
     """Steps on random frames; the motion's rate, of the first optimizer, falls to its end on the way."""
     for step in range(steps):
         frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
-        loss = _frame_loss(scene, group, frame) + deformation_loss(group.deformation, config, frame.time_step)
+        layer = render_layer(scene, group, frame.time_step)
+        depth = sparse_depth_loss(layer.depth[None], layer.alpha[None], [frame.points])
+        loss = _picture_loss(layer, frame) + DEPTH_WEIGHT * config.sparse_depth * depth
+        loss = loss + deformation_loss(group.deformation, config, frame.time_step)
         loss.backward()
         optimizers[0].param_groups[0]["lr"] = config.learning_rate * config.learning_rate_end ** (step / steps)
         for optimizer in optimizers:
@@ -148,12 +155,12 @@ def _take_steps(
 
 @torch.no_grad()
 def _mean_loss(scene: Scene, group: ObjectGroup, frames: list[_Frame]) -> float:
-    return sum(float(_frame_loss(scene, group, frame)) for frame in frames) / len(frames)
+    losses = [_picture_loss(render_layer(scene, group, frame.time_step), frame) for frame in frames]
+    return float(torch.stack(losses).mean())
 
 
-def _frame_loss(scene: Scene, group: ObjectGroup, frame: _Frame) -> Float[Tensor, ""]:
+def _picture_loss(layer: ObjectLayer, frame: _Frame) -> Float[Tensor, ""]:
     """Colour error of the object's pixels, and its mask's cross entropy, as `losses` has them; per pixel of it."""
-    layer = render_layer(scene, group, frame.time_step)
     alpha = layer.alpha.clamp(EPS, 1 - EPS)
     color = ((layer.rgb - frame.image).abs().mean(dim=-1) * frame.shown).sum()
     mask = -(alpha.log() * frame.shown + (1 - alpha).log() * frame.empty).sum()

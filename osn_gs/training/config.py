@@ -92,7 +92,7 @@ class DeformationConfig:
     """Control nodes of an object that bends."""
     knot_spacing: float = 1.0
     """Frames between the knots of the motion's splines; more makes slower motion."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     """Nodes' motion, in the object's size and radians."""
     learning_rate_end: float = 0.1
     """The rate at the last step, as a share of the first."""
@@ -102,8 +102,9 @@ class DeformationConfig:
     """Weight of the motion's acceleration."""
     magnitude: float = 0.015
     """Weight of the motion itself."""
-    sparse_depth: float = 1.0
-    """Share of the depth loss that sparse points of a bending object keep: their model was a rigid one."""
+    sparse_depth: float = 3.0
+    """How much more the depth at sparse points counts than for a rigid object: pictures alone hardly tell whether what
+    bends leans towards the camera or away."""
     trial_steps: int = 300
     """Steps of each of the two fits that are compared for an object (`osn_gs/training/bending_trial.py`)."""
     least_gain: float = 0.08

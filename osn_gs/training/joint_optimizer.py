@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from osn_gs.data.scene_data import SceneData, SparsePoints
+from osn_gs.data.scene_data import SceneData
 from osn_gs.errors import OsnGsError
 from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.gaussians.density import DensityControl
@@ -132,7 +132,7 @@ class JointOptimizer:
         self._images = data.images.to(self.device)
         self._object_ids = data.object_ids.to(self.device)
         self._points_by_frame = [
-            [_points_in_frame(points, t, self.device) for points in data.sparse_points] for t in range(data.num_frames)
+            [points.in_frame(t, self.device) for points in data.sparse_points] for t in range(data.num_frames)
         ]
 
     @property
@@ -329,14 +329,3 @@ def _gaussian_shares(data: SceneData, at_most: int) -> list[int]:
     pixels = torch.bincount(data.object_ids.flatten().long(), minlength=data.num_objects).double()
     shares = 0.5 * pixels / pixels.sum() + 0.5 / data.num_objects
     return [int(at_most * share) for share in shares]
-
-
-def _points_in_frame(points: SparsePoints, t: int, device: torch.device) -> SparsePoints:
-    seen = points.frames == t
-    return SparsePoints(
-        frames=points.frames[seen].to(device),
-        pixels=points.pixels[seen].float().to(device),
-        depths=points.depths[seen].float().to(device),
-        errors=points.errors[seen].float().to(device),
-        weights=points.weights[seen].float().to(device),
-    )
