@@ -96,7 +96,10 @@ class TrainingProgress:
     def _stage(self) -> str:
         if self.optimizer.finished:
             return "done"
-        return stage_name(self.optimizer.plan[self.optimizer.phase_index])
+        phase = self.optimizer.plan[self.optimizer.phase_index]
+        if phase.kind != "bootstrap" and self.optimizer.bending is None:
+            return "trying which objects bend"
+        return stage_name(phase)
 
 
 def stage_name(phase: Phase) -> str:
@@ -111,15 +114,16 @@ def _round_line(report: RoundReport) -> str:
     learned = report.learned_set
     return (
         f"round {report.round}  IoU with the oracle {learned.iou:.3f}  precision {learned.precision:.3f}  "
-        f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.2g} % of the box"
+        f"recall {learned.recall:.3f}  valid {100 * learned.learned_volume:.3g} % of the box"
     )
 
 
 def _bending_line(report: BendingReport) -> str:
-    bending = ", ".join(report.deforming) or "none"
+    names_tried = {trial.object_name for trial in report.trials}
+    bending = [name if name in names_tried else f"{name} as told" for name in report.deforming]
     tried = [
         f"{trial.object_name} {'seen too seldom' if trial.gain is None else f'{100 * trial.gain:.0f} %'}"
         for trial in report.trials
     ]
     gains = f" (loss that bending saves in frames left out: {', '.join(tried)})" if tried else ""
-    return escape(f"objects that bend: {bending}{gains}")
+    return escape(f"objects that bend: {', '.join(bending) or 'none'}{gains}")

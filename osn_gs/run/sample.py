@@ -86,7 +86,7 @@ def _volume_line(
     volume = set_volume(learned, constraints, generator)
     given = "" if constraints == FREE else " that has the fixed scales"
     return (
-        f"The learned set fills {100 * volume:.2g} % of the initial box{given}: "
+        f"The learned set fills {100 * volume:.3g} % of the initial box{given}: "
         f"one of {1 / volume:,.0f} uniform draws is valid."
     )
 

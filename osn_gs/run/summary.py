@@ -88,7 +88,7 @@ def set_lines(statistics: dict[str, Any]) -> list[str]:
         lines.append("The scale network calls nothing valid yet: configurations were drawn from the oracle's set.")
     if learned is not None:
         lines.append(
-            f"Learned set: {100 * learned['learned_volume']:.2g} % of the box; against the oracle on the reconstructed "
+            f"Learned set: {100 * learned['learned_volume']:.3g} % of the box; against the oracle on the reconstructed "
             f"layers {_set_figures(learned)}."
         )
     if truth is not None:

@@ -177,8 +177,8 @@ def _judge(
         )
     if jump > LARGEST_JUMP:
         advice.append(
-            f"its pose jumps by {jump:.0f} degrees between two frames, which nothing filmed does: expect wrong poses "
-            "there; look at its path in the report."
+            f"its pose jumps by {jump:.0f} degrees between two frames: unless it really turns that fast, expect wrong "
+            "poses there; look at its path in the report."
         )
     if registered < GOOD_REGISTERED:
         advice.append(f"has a pose in {registered:.0%} of the frames; in the others it is left out.")
