@@ -15,10 +15,10 @@ from osn_gs.preprocess.sfm.balanced import balanced_subset
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
-from osn_gs.preprocess.sfm.motion import continued_poses, smoothness_of
+from osn_gs.preprocess.sfm.motion import continued_poses, onwardness, smoothness_of
 from osn_gs.preprocess.sfm.object_model import ObjectModel
 from osn_gs.preprocess.sfm.report import CandidateReport, ModelReport, describe
-from osn_gs.preprocess.sfm.start_poses import reversed_depth, weak_perspective_start
+from osn_gs.preprocess.sfm.start_poses import reversed_depth, steadily_turned, weak_perspective_start
 from osn_gs.preprocess.sfm.triangulation import observations_of, triangulated
 from osn_gs.preprocess.tracks import Tracks
 
@@ -31,11 +31,13 @@ MAPPED_TRACKS = 500  # for COLMAP's mappers, whose poses are only a start
 SAME_SCORE = 0.002
 MOST_STEPS, TOLERANCE = 40, 1e-5  # of a bundle adjustment
 WELL_EXPLAINED = 0.9  # a model that explains less is doubted, and the fallback tried
+STEADY_TURNS = (-90.0, 90.0)  # degrees over the clip that starts are given; 60 and 120 end at the same
 START_SMOOTHNESS = Smoothness(rotation=np.deg2rad(1.0), translation=0.01)
 CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of their own are drawn in
 FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
 FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must explain, and half of those it has
 SCORE_TO_SPARE = 0.005  # what smooth motion may cost
+DOUBTFUL_TIE = 0.02  # scores of models that explain little say no more
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ def reconstruct_object(
     """Poses and points of the one object `tracks` lie on; None where too few tracks leave nothing to work with.
 
     Candidates are COLMAP's global mapping with two seeds, its incremental mapping, the depth-reversed twin of the
-    best of them and, where these leave much unexplained, a start under weak perspective. Every candidate is
-    triangulated from all tracks, adjusted, and scored by the observations it explains. Of the best, frames without
-    a pose are resected, and all is adjusted once more under smooth motion. `size` is the images' width and height.
+    best of them and, where these leave much unexplained, starts under weak perspective, without a turn and with a
+    steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
+    explains. Of the best, frames without a pose are resected, and all is adjusted once more under smooth motion. Where
+    no candidate explains much, as of an object that bends, some very different ones score alike: all of them are
+    adjusted once more, and of the best the one that turns back least is taken. `size` is the images' width and
+    height.
     """
     started = time.monotonic()
     usable = _usable(tracks)
@@ -69,18 +74,21 @@ def reconstruct_object(
         best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
         twin = task.refined(f"{best.name}, depth reversed", reversed_depth(best.geometry), best.registered)
         hypotheses += [twin] if twin is not None else []
-    if not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < WELL_EXPLAINED:
-        started_weak = [_weak_perspective(task, seed + attempt) for attempt in range(2)]
-        hypotheses += [hypothesis for hypothesis in started_weak if hypothesis is not None]
+    doubtful = not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < WELL_EXPLAINED
+    if doubtful:
+        starts = [_weak_perspective(task, seed), _weak_perspective(task, seed + 1)]
+        starts += [_weak_perspective(task, seed, turn) for turn in STEADY_TURNS]
+        hypotheses += [hypothesis for hypothesis in starts if hypothesis is not None]
     if not hypotheses:
         return None
-    best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
-    best = _resected(task, best)
-    polished = _polished(task, best)
-    if polished is not None:
-        hypotheses.append(polished)
-        if polished.score > best.score - SCORE_TO_SPARE:
-            best = polished
+    best = _resected(task, max(hypotheses, key=lambda hypothesis: hypothesis.score))
+    finalists = [best, *hypotheses] if doubtful else [best]
+    polished = [found for found in (_polished(task, finalist) for finalist in finalists) if found is not None]
+    if polished:
+        hypotheses += polished
+        favourite = _favourite(polished)
+        if favourite.score > best.score - (DOUBTFUL_TIE if doubtful else SCORE_TO_SPARE):
+            best = favourite
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
@@ -213,13 +221,23 @@ def _agree(one: Hypothesis | None, other: Hypothesis | None) -> bool:
     return min(one.explained, other.explained) >= WELL_EXPLAINED and abs(one.score - other.score) < SAME_SCORE
 
 
-def _weak_perspective(task: _Task, seed: int) -> Hypothesis | None:
-    """Every frame posed from weak perspective: held smooth first, then set free."""
+def _weak_perspective(task: _Task, seed: int, turn: float | None = None) -> Hypothesis | None:
+    """Every frame posed from weak perspective, without a turn or with a steady one; held smooth, then set free."""
     start = weak_perspective_start(task.pixels, task.visible, task.focal, task.center, seed)
+    name, registered = f"weak perspective {seed}", np.ones(task.visible.shape[1], bool)
+    if turn is not None:
+        name, poses = f"steady turn of {turn:+.0f} degrees", steadily_turned(start, turn).cam_from_obj
+        start = triangulated(task.pixels, task.used(registered), poses, task.focal, task.center)
     observations = observations_of(task.pixels, task.visible)
     smooth = adjust(start, observations, AdjustmentOptions(loss_scale=3.0, smoothness=START_SMOOTHNESS)).geometry
-    registered = np.ones(task.visible.shape[1], bool)
-    return task.refined(f"weak perspective {seed}", smooth, registered, START_SMOOTHNESS)
+    return task.refined(name, smooth, registered, START_SMOOTHNESS)
+
+
+def _favourite(hypotheses: list[Hypothesis]) -> Hypothesis:
+    """Of those that score about as well as any, the one that turns back least."""
+    least = max(hypothesis.score for hypothesis in hypotheses) - DOUBTFUL_TIE
+    best = [hypothesis for hypothesis in hypotheses if hypothesis.score >= least]
+    return max(best, key=lambda hypothesis: onwardness(hypothesis.geometry.cam_from_obj, hypothesis.registered))
 
 
 def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:

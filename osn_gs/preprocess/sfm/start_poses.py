@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.spatial.transform import Rotation
 
 from osn_gs.preprocess.sfm.bundle_adjustment import Geometry
 
@@ -49,6 +50,18 @@ def weak_perspective_start(
     cam_from_obj = np.tile(np.eye(4), (num_frames, 1, 1))
     cam_from_obj[:, :3, 3] = np.column_stack([shifts, distances])
     return Geometry(cam_from_obj, points, focal, center)
+
+
+def steadily_turned(geometry: Geometry, degrees: float) -> Geometry:
+    """The same with a turn about the image's vertical axis that goes on evenly and is of some degrees in all.
+
+    The points stay: they are to be triangulated anew. For objects that bend: what a rigid model takes for a turn that
+    stops and goes back is then seen to be one of several explanations.
+    """
+    angles = np.deg2rad(degrees) * np.linspace(-0.5, 0.5, len(geometry.cam_from_obj))
+    poses = geometry.cam_from_obj.copy()
+    poses[:, :3, :3] = Rotation.from_euler("y", angles[:, None]).as_matrix() @ poses[:, :3, :3]
+    return replace(geometry, cam_from_obj=poses)
 
 
 def reversed_depth(geometry: Geometry) -> Geometry:
