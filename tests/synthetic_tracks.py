@@ -38,6 +38,7 @@ def make_clip(
     num_frames: int = 12,
     num_tracks: int = 500,
     extent: float = 1.0,
+    sway: float = 0.0,
     arc: float = 30.0,
     noise: float = 0.2,
     outliers: float = 0.05,
@@ -50,13 +51,14 @@ def make_clip(
     """A camera on an arc of `arc` degrees about a shape `extent` across, looking at it unsteadily.
 
     Each track lives for a stretch of frames in which its point faces the camera; `outliers` is the share of tracks
-    that slide away. No track is seen in the `hidden` frames.
+    that slide away. No track is seen in the `hidden` frames. With `sway` the shape is no longer rigid: its upper part
+    swings by that much.
     """
     generator = np.random.default_rng(seed)
     points, normals = _surface(shape, num_tracks, generator)
     points *= extent
     poses = _arc(num_frames, arc, generator)
-    true = project(points, poses, focal, size)
+    true = project(points + _swings(points, num_frames, sway), poses, focal, size)
     centres = -np.einsum("tji,tj->ti", poses[:, :3, :3], poses[:, :3, 3])
     facing = np.einsum("ni,nti->nt", normals, centres - points[:, None]) > 0
     inside = ((true > 0) & (true < size)).all(-1)
@@ -74,9 +76,10 @@ def make_clip(
 
 
 def project(
-    points: Float[np.ndarray, "n 3"], cam_from_obj: Float[np.ndarray, "t 4 4"], focal: float, size: tuple[int, int]
+    points: Float[np.ndarray, "*t n 3"], cam_from_obj: Float[np.ndarray, "t 4 4"], focal: float, size: tuple[int, int]
 ) -> Float[np.ndarray, "n t 2"]:
-    points_cam = np.einsum("tij,nj->nti", cam_from_obj[:, :3, :3], points) + cam_from_obj[:, :3, 3]
+    points_cam = points @ cam_from_obj[:, :3, :3].swapaxes(1, 2) + cam_from_obj[:, None, :3, 3]
+    points_cam = points_cam.swapaxes(0, 1)
     return focal * points_cam[..., :2] / points_cam[..., 2:] + np.array(size) / 2
 
 
@@ -94,6 +97,14 @@ def _surface(shape: Shape, count: int, generator: np.random.Generator) -> tuple[
     on_sphere /= np.linalg.norm(on_sphere, axis=1, keepdims=True)
     half_axes = np.array([0.5, 0.35, 0.4])
     return on_sphere * half_axes, on_sphere / half_axes
+
+
+def _swings(points: np.ndarray, num_frames: int, amount: float) -> np.ndarray:
+    """Offsets [t, n, 3] of points that swing across the view and along it, the more the higher they are (y is down)."""
+    phases = 2 * np.pi * 1.8 * np.arange(num_frames) / num_frames
+    swing = amount * np.stack([np.sin(phases), np.zeros(num_frames), 0.7 * np.cos(1.3 * phases)], axis=1)
+    height = 0.5 - points[:, 1] / max(np.ptp(points[:, 1]), 1e-9)
+    return swing[:, None] * height[:, None] ** 2
 
 
 def _arc(num_frames: int, arc: float, generator: np.random.Generator) -> np.ndarray:

@@ -31,12 +31,10 @@ def continued_poses(
     return poses
 
 
-def onwardness(cam_from_obj: Float[np.ndarray, "t 4 4"], registered: Bool[np.ndarray, "t"]) -> float:
-    """How much of all its turning brings an object onwards: 1 where it turns one way, less where it turns back."""
+def net_turn(cam_from_obj: Float[np.ndarray, "t 4 4"], registered: Bool[np.ndarray, "t"]) -> float:
+    """Angle in radians between the first and the last registered frame."""
     rotations = cam_from_obj[registered, :3, :3]
-    steps = Rotation.from_matrix(rotations[1:] @ rotations[:-1].swapaxes(-1, -2)).magnitude().sum()
-    whole = Rotation.from_matrix(rotations[-1] @ rotations[0].T).magnitude()
-    return float(whole / steps) if steps > 0 else 1.0
+    return float(Rotation.from_matrix(rotations[-1] @ rotations[0].T).magnitude())
 
 
 def smoothness_of(cam_from_obj: Float[np.ndarray, "t 4 4"], registered: Bool[np.ndarray, "t"]) -> Smoothness:

@@ -15,7 +15,7 @@ from osn_gs.preprocess.sfm.balanced import balanced_subset
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
-from osn_gs.preprocess.sfm.motion import continued_poses, onwardness, smoothness_of
+from osn_gs.preprocess.sfm.motion import continued_poses, net_turn, smoothness_of
 from osn_gs.preprocess.sfm.object_model import ObjectModel
 from osn_gs.preprocess.sfm.report import CandidateReport, ModelReport, describe
 from osn_gs.preprocess.sfm.start_poses import reversed_depth, steadily_turned, weak_perspective_start
@@ -37,7 +37,7 @@ CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of 
 FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
 FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must explain, and half of those it has
 SCORE_TO_SPARE = 0.005  # what smooth motion may cost
-DOUBTFUL_TIE = 0.02  # scores of models that explain little say no more
+DOUBTFUL_TIE = 0.04  # scores of models that explain little: on swaying shapes the right one was that far down
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def reconstruct_object(
     best of them and, where these leave much unexplained, starts under weak perspective, without a turn and with a
     steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
     explains. Of the best, frames without a pose are resected, and all is adjusted once more under smooth motion. Where
-    no candidate explains much, as of an object that bends, some very different ones score alike: all of them are
-    adjusted once more, and of the best the one that turns back least is taken. `size` is the images' width and
+    no candidate explains much, as of an object that bends and turns, all of them are adjusted once more, and of those
+    that score about alike the one that turns farthest is taken: sway is easily taken for turning to and fro, and what
+    bends without turning is explained well by some flat shape. `size` is the images' width and
     height.
     """
     started = time.monotonic()
@@ -86,9 +87,9 @@ def reconstruct_object(
     polished = [found for found in (_polished(task, finalist) for finalist in finalists) if found is not None]
     if polished:
         hypotheses += polished
-        favourite = _favourite(polished)
-        if favourite.score > best.score - (DOUBTFUL_TIE if doubtful else SCORE_TO_SPARE):
-            best = favourite
+        farthest = _farthest_turned_of_the_best(polished)
+        if farthest.score > best.score - (DOUBTFUL_TIE if doubtful else SCORE_TO_SPARE):
+            best = farthest
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
@@ -233,11 +234,11 @@ def _weak_perspective(task: _Task, seed: int, turn: float | None = None) -> Hypo
     return task.refined(name, smooth, registered, START_SMOOTHNESS)
 
 
-def _favourite(hypotheses: list[Hypothesis]) -> Hypothesis:
-    """Of those that score about as well as any, the one that turns back least."""
+def _farthest_turned_of_the_best(hypotheses: list[Hypothesis]) -> Hypothesis:
+    """Of those that score about as well as any, the one that turns farthest from its first frame to its last."""
     least = max(hypothesis.score for hypothesis in hypotheses) - DOUBTFUL_TIE
     best = [hypothesis for hypothesis in hypotheses if hypothesis.score >= least]
-    return max(best, key=lambda hypothesis: onwardness(hypothesis.geometry.cam_from_obj, hypothesis.registered))
+    return max(best, key=lambda hypothesis: net_turn(hypothesis.geometry.cam_from_obj, hypothesis.registered))
 
 
 def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:
