@@ -6,20 +6,20 @@ bootstrap's Gaussians. These are blurred over all the shapes of an object that b
 ones on the sparse points, each point taken back from its frame's shape to the canonical one, and both are fitted
 together. Every third frame is left out and judges: a motion that follows noise is wrong in the frame between.
 
-Share of the loss that bending saves in the frames left out, after bootstraps of 800 to 1000 steps:
+Share of the loss that bending saves in the frames left out, after bootstraps of 800 to 3000 steps:
 
 =================  ============================  ======================================================
 scene, size        true poses                    prepared poses
 =================  ============================  ======================================================
-sway3, 80x60       cactus 21 %, others 0 to 2    cactus 13 % (its poses are 29 degrees off), others 0
-sway3, 160x120     cactus 33 %, robot 0
-tabletop3, 120x90  all rigid: 0 to 3             all rigid: -4 to 1
-demo, 160x120      ring tower 21 %, others 0 to 4
-demo, none bending all rigid: -2 to 5
+sway3, 160x120     cactus 34 %, others 2 to 3    cactus 18 % (its poses are 10 to 29 degrees off), others 3
+tabletop3, 160x120                               all rigid: 2 to 6
+demo, 160x120      ring tower 17 to 22 %,
+                   others 2 to 6
+demo, 80x60        ring tower 12 %, others -1, 1
 =================  ============================  ======================================================
 
-so an object bends from a gain of 8 % on (`DeformationConfig.least_gain`). Fewer steps do not separate them: after 60 to
-120, rigid objects gain up to 8 % merely because many nodes get there sooner.
+so an object bends from a gain of 10 % on (`DeformationConfig.least_gain`). Fewer steps than 200 do not separate them:
+what is rigid gains up to 10 % merely because many nodes get there sooner.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class DeformationConfig:
     bends leans towards the camera or away."""
     trial_steps: int = 300
     """Steps of each of the two fits that are compared for an object (`osn_gs/training/bending_trial.py`)."""
-    least_gain: float = 0.08
+    least_gain: float = 0.1
     """Share by which bending must lower an object's loss in frames that the trial was not fitted to."""
 
     def __post_init__(self) -> None:
