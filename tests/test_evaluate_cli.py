@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from short_run import write_short_run
 
 from osn_gs.image_similarity import psnr
 from osn_gs.run.command import EXIT_BAD_INPUT, run_tool
-from osn_gs.run.evaluate import evaluate_from_arguments
+from osn_gs.run.evaluate import evaluate_from_arguments, print_evaluation
 from osn_gs.run.open_run import open_run
 from osn_gs.run.sample import sample_from_arguments
 from osn_gs.scene.render import render_view
@@ -50,6 +51,15 @@ def test_every_score_has_every_statistic(evaluation: dict):
         assert all(set(found) == statistics for found in scores.values())
     assert set(evaluation["object_scales"]["scale_mse"]) == statistics
     assert evaluation["object_scales"]["scale_mse"]["true_scales"] == pytest.approx(0, abs=1e-12)
+
+
+def test_objects_that_bend_are_told_apart(evaluation: dict):
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_evaluation({**evaluation, "bends": ["ring tower"]}, console)
+    rigid, _, bending = console.export_text().partition("Objects that bend, all pixels")
+    assert "teapot" in rigid
+    assert "ring tower" not in rigid
+    assert "ring tower" in bending
 
 
 def test_a_figure_is_that_of_the_picture(evaluation: dict, short_run: Path):

@@ -24,7 +24,7 @@ from osn_gs.evaluation.co_visibility import with_co_visible_pixels
 from osn_gs.evaluation.lpips import load_lpips, load_st_lpips
 from osn_gs.evaluation.poses import scene_pose_errors
 from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, report_scales, report_views
-from osn_gs.evaluation.scores import is_object_score, score_kind
+from osn_gs.evaluation.scores import is_object_score, object_score, score_kind
 from osn_gs.evaluation.tracking import scene_tracking_errors
 from osn_gs.evaluation.truth import TruthReport, truth_report
 from osn_gs.evaluation.views import TRAIN_SPLIT, PerceptualMetric, Pixels
@@ -240,16 +240,15 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
         what = PIXELS_TITLES[pixels]
         if pixels == "co_visible":
             what += f" ({100 * evaluation['co_visible_share']:.0f} %)"
-        of_objects = {name: score for name, score in scores.items() if is_object_score(name)}
-        of_views = {name: score for name, score in scores.items() if name not in of_objects}
-        for shown in (*_parts(of_views, 7), *_parts(of_objects, 4)):
+        of_views, of_rigid, of_bending = _apart(scores, evaluation["bends"])
+        for shown in (*_parts(of_views, 7), *_parts(of_rigid, 4)):
             console.print(_score_table(f"{title}, {what}", shown))
+        for shown in _parts(of_bending, 4):
+            console.print(_score_table(f"Objects that bend, {what}", shown))
     if evaluation["object_scales"]:
         console.print(_score_table("Object scales against the true ones", evaluation["object_scales"]))
     if evaluation["poses"] is not None:
         console.print(_pose_table(evaluation["poses"]))
-    if evaluation["bends"]:
-        console.print(f"Objects that bend: {escape(', '.join(evaluation['bends']))}.")
     for name, errors in evaluation["tracking"].items():
         if errors["mean"] is not None:
             console.print(
@@ -258,6 +257,17 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
             )
     for line in set_lines(evaluation):
         console.print(line)
+
+
+def _apart(scores: dict[str, ScoreStatistics], bends: Sequence[str]) -> tuple[dict[str, ScoreStatistics], ...]:
+    """The scores of whole views, of objects that are rigid, and of those that bend."""
+    of_bending = {object_score("psnr", object_name) for object_name in bends}
+    kinds = (
+        lambda name: not is_object_score(name),
+        lambda name: is_object_score(name) and name not in of_bending,
+        lambda name: name in of_bending,
+    )
+    return tuple({name: score for name, score in scores.items() if belongs(name)} for belongs in kinds)
 
 
 def _parts(scores: dict[str, ScoreStatistics], most: int) -> Iterator[dict[str, ScoreStatistics]]:
