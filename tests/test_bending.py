@@ -134,6 +134,21 @@ def test_a_trial_that_finds_nothing_leaves_no_trace(data: SceneData):
     assert all(trial.gain is not None and not trial.bends for trial in report.trials)
 
 
+def test_an_object_told_to_bend_that_hardly_shows_is_named(data: SceneData):
+    hidden = dataclasses.replace(data, object_ids=data.object_ids.clone().masked_fill(data.object_ids == 2, 0))
+    with pytest.raises(ConfigError, match="ring tower: told to bend, but no frame shows 30 pixels"):
+        new_run(hidden).let_objects_bend()
+
+
+def test_sparse_points_of_one_frame_are_its_own(data: SceneData):
+    points = data.sparse_points[1]
+    (rows,) = torch.nonzero(points.frames == 3, as_tuple=True)
+    found = points.in_frame(3, torch.device("cpu"))
+    for name in ("pixels", "depths", "errors", "weights"):
+        assert_close(getattr(found, name), getattr(points, name)[rows].float())
+    assert len(points.in_frame(99, torch.device("cpu")).depths) == 0
+
+
 def test_the_background_has_no_trial_and_a_rare_object_stays_rigid(data: SceneData):
     rare = data.object_ids.clone()
     rare[4:][rare[4:] == 1] = 0

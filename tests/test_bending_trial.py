@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -44,7 +45,7 @@ def tracking_error(optimizer: JointOptimizer, tower: ObjectGroup) -> TrackingErr
 
 
 def test_sparse_points_hold_what_bends_in_depth(bootstrapped: JointOptimizer):
-    """Without them its way across the image is found as well, and its way in depth less."""
+    """Without them its way across the image is found as well, but less of its way in depth. These have true depths."""
     errors = {}
     for sparse_depth in (0.0, CONFIG.deformation.sparse_depth):
         deformation = dataclasses.replace(CONFIG.deformation, sparse_depth=sparse_depth)
@@ -59,6 +60,6 @@ def test_sparse_points_hold_what_bends_in_depth(bootstrapped: JointOptimizer):
 
 
 def test_the_tower_is_found_to_bend_and_only_the_tower(bootstrapped: JointOptimizer):
-    report = bootstrapped.let_objects_bend()
+    report = copy.deepcopy(bootstrapped).let_objects_bend()
     assert report.deforming == ("ring tower",)
     assert len(report.trials) == 3

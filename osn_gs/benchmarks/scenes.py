@@ -29,7 +29,7 @@ from osn_gs.run.open_run import open_run
 from osn_gs.run.resources import read_resource_use
 from osn_gs.run.train import PROGRAM as TRAIN_PROGRAM
 from osn_gs.run.train import check_same_options, train
-from osn_gs.training.config import DeformationConfig, ScheduleConfig, TrainConfig
+from osn_gs.training.config import ScheduleConfig, TrainConfig
 
 Variant = Literal["full", "rigid", "no-bootstrap", "R=1", "R=10", "one-vector", "four-vectors"]
 TRAIN, TEST, STEREO = "train", "test", "stereo"
@@ -178,7 +178,9 @@ def _with_vectors(count: int) -> Callable[[TrainConfig], TrainConfig]:
 
 VARIANTS: dict[Variant, Callable[[TrainConfig], TrainConfig]] = {
     "full": lambda config: config,
-    "rigid": lambda config: dataclasses.replace(config, deformation=DeformationConfig(default="rigid")),
+    "rigid": lambda config: dataclasses.replace(
+        config, deformation=dataclasses.replace(config.deformation, default="rigid", objects=())
+    ),
     "no-bootstrap": _without_bootstrap,
     "R=1": _with_rounds(1),
     "R=10": _with_rounds(10),

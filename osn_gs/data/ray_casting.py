@@ -290,12 +290,12 @@ def cast_view(
     hits = [_cast_from_camera(solids, matrix, centre_rays) for solids, matrix in pairs]
     colours = _shade_rays(objects, world_from_obj, obj_from_cam, grid.directions(samples), light)
     averaged = colours.reshape(grid.height, samples, grid.width, samples, 3).mean(axis=(1, 3))
-    layers, solids = (np.stack(part).reshape(-1, grid.height, grid.width) for part in zip(*hits, strict=True))
+    layers, numbers = (np.stack(part).reshape(-1, grid.height, grid.width) for part in zip(*hits, strict=True))
     return RayCastView(
         image=np.rint(255 * np.clip(averaged, 0, 1)).astype(np.uint8),
         object_ids=layers.argmin(axis=0).astype(np.uint8),
         layer_depths=layers,
-        layer_solids=solids,
+        layer_solids=numbers,
     )
 
 

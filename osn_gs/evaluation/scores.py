@@ -46,9 +46,9 @@ def object_score(name: str, object_name: str) -> str:
     return f"{name}{OF_OBJECT}{object_name}"
 
 
-def is_object_score(name: str) -> bool:
-    """Whether a score is taken on one object's pixels."""
-    return OF_OBJECT in name
+def object_of_score(name: str) -> str | None:
+    """The object on whose pixels a score is taken; None for one of whole pictures."""
+    return name.partition(OF_OBJECT)[2] or None
 
 
 def score_kind(name: str) -> ScoreKind:

@@ -24,7 +24,7 @@ from osn_gs.evaluation.co_visibility import with_co_visible_pixels
 from osn_gs.evaluation.lpips import load_lpips, load_st_lpips
 from osn_gs.evaluation.poses import scene_pose_errors
 from osn_gs.evaluation.report import CONTACT, ScoreStatistics, candidates_of, report_scales, report_views
-from osn_gs.evaluation.scores import is_object_score, object_score, score_kind
+from osn_gs.evaluation.scores import object_of_score, score_kind
 from osn_gs.evaluation.tracking import scene_tracking_errors
 from osn_gs.evaluation.truth import TruthReport, truth_report
 from osn_gs.evaluation.views import TRAIN_SPLIT, PerceptualMetric, Pixels
@@ -261,13 +261,10 @@ def print_evaluation(evaluation: dict[str, Any], console: Console) -> None:
 
 def _apart(scores: dict[str, ScoreStatistics], bends: Sequence[str]) -> tuple[dict[str, ScoreStatistics], ...]:
     """The scores of whole views, of objects that are rigid, and of those that bend."""
-    of_bending = {object_score("psnr", object_name) for object_name in bends}
-    kinds = (
-        lambda name: not is_object_score(name),
-        lambda name: is_object_score(name) and name not in of_bending,
-        lambda name: name in of_bending,
-    )
-    return tuple({name: score for name, score in scores.items() if belongs(name)} for belongs in kinds)
+    of_views = {name: score for name, score in scores.items() if object_of_score(name) is None}
+    of_bending = {name: score for name, score in scores.items() if object_of_score(name) in bends}
+    of_rigid = {name: score for name, score in scores.items() if name not in of_views and name not in of_bending}
+    return of_views, of_rigid, of_bending
 
 
 def _parts(scores: dict[str, ScoreStatistics], most: int) -> Iterator[dict[str, ScoreStatistics]]:

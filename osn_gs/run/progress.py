@@ -97,8 +97,9 @@ class TrainingProgress:
         if self.optimizer.finished:
             return "done"
         phase = self.optimizer.plan[self.optimizer.phase_index]
-        if phase.kind != "bootstrap" and self.optimizer.bending is None:
-            return "trying which objects bend"
+        modes = self.optimizer.deformation_modes
+        if phase.kind != "bootstrap" and self.optimizer.bending is None and set(modes) != {"rigid"}:
+            return "fitting what may bend"
         return stage_name(phase)
 
 

@@ -33,9 +33,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osn_gs.data.scene_data import SceneData, SparsePoints
+from osn_gs.errors import ConfigError
 from osn_gs.scene.render import ObjectLayer, render_layer
 from osn_gs.scene.scene import ObjectGroup, Scene
-from osn_gs.training.config import DeformationConfig, TrainConfig
+from osn_gs.training.config import TrainConfig
 from osn_gs.training.deformation import deformation_loss, deformation_optimizer, new_deformation
 from osn_gs.training.losses import sparse_depth_loss
 from osn_gs.training.optimizers import gaussian_optimizers
@@ -45,7 +46,7 @@ LEAST_PIXELS = 30  # of an object in a frame that is used
 HOLD_OUT_EVERY = 3
 LEAST_FRAMES = 6  # with fewer, what a frame in between looks like says little
 MASK_WEIGHT = 0.1  # of the mask's cross entropy beside the colour error
-DEPTH_WEIGHT = 0.6  # of the depth error at sparse points, about what it weighs in training for a pixel of an object
+DEPTH_SHARE = 3.0  # of the weight of the depth loss: about what that is in training for a pixel of an object
 MOTION_SHARE = 0.4  # of the steps, on the motion alone
 EPS = 1e-6
 
@@ -91,9 +92,19 @@ def try_bending(scene: Scene, k: int, data: SceneData, config: TrainConfig) -> t
 
 
 def bend(scene: Scene, k: int, data: SceneData, config: TrainConfig) -> ObjectGroup:
-    """Object k as the bent fit to all its frames leaves it. The scene's own object stays as it is."""
+    """Object k as the bent fit to all its frames leaves it. The scene's own object stays as it is.
+
+    Raises ConfigError where no frame shows enough of it.
+    """
     group = scene.objects[k]
-    return _fit(scene, k, data, _usable_frames(group, k, data), config.deformation.nodes, config)
+    frames = _usable_frames(group, k, data)
+    if not frames:
+        raise ConfigError(
+            f"{group.name}: told to bend, but no frame shows {LEAST_PIXELS} pixels of it at "
+            f"{data.width}x{data.height}; leave it rigid (--deformation.objects {group.name}=rigid) or train on larger "
+            "images."
+        )
+    return _fit(scene, k, data, frames, config.deformation.nodes, config)
 
 
 def _usable_frames(group: ObjectGroup, k: int, data: SceneData) -> list[_Frame]:
@@ -121,12 +132,12 @@ def _fit(
     steps_alone = round(MOTION_SHARE * config.deformation.trial_steps)
     blurred = ObjectGroup(old.name, copy.deepcopy(old.gaussians), old.cam_from_obj, old.visible, deformation)
     blurred.gaussians.requires_grad_(False)
-    _take_steps(scene, blurred, frames, [motion], steps_alone, config.deformation, generator)
+    _take_steps(scene, blurred, frames, [motion], steps_alone, config, generator)
     gaussians = start_gaussians(data, k, config.gaussians, scene.intrinsics.device, deformation)
     sharp = ObjectGroup(old.name, gaussians, old.cam_from_obj, old.visible, deformation)
     optimizers = [motion, *gaussian_optimizers(gaussians, config.gaussians, object_extent(data, k)).values()]
     steps_together = config.deformation.trial_steps - steps_alone
-    _take_steps(scene, sharp, frames, optimizers, steps_together, config.deformation, generator)
+    _take_steps(scene, sharp, frames, optimizers, steps_together, config, generator)
     return sharp
 
 
@@ -136,18 +147,19 @@ def _take_steps(
     frames: list[_Frame],
     optimizers: list[torch.optim.Optimizer],
     steps: int,
-    config: DeformationConfig,
+    config: TrainConfig,
     generator: torch.Generator,
 ) -> None:
     """Steps on random frames; the motion's rate, of the first optimizer, falls to its end on the way."""
+    bending = config.deformation
     for step in range(steps):
         frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
         layer = render_layer(scene, group, frame.time_step)
         depth = sparse_depth_loss(layer.depth[None], layer.alpha[None], [frame.points])
-        loss = _picture_loss(layer, frame) + DEPTH_WEIGHT * config.sparse_depth * depth
-        loss = loss + deformation_loss(group.deformation, config, frame.time_step)
+        loss = _picture_loss(layer, frame) + DEPTH_SHARE * config.losses.depth * bending.sparse_depth * depth
+        loss = loss + deformation_loss(group.deformation, bending, frame.time_step)
         loss.backward()
-        optimizers[0].param_groups[0]["lr"] = config.learning_rate * config.learning_rate_end ** (step / steps)
+        optimizers[0].param_groups[0]["lr"] = bending.learning_rate * bending.learning_rate_end ** (step / steps)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -103,8 +103,9 @@ class DeformationConfig:
     magnitude: float = 0.015
     """Weight of the motion itself."""
     sparse_depth: float = 3.0
-    """How much more the depth at sparse points counts than for a rigid object: pictures alone hardly tell whether what
-    bends leans towards the camera or away."""
+    """Times the depth loss at sparse points counts for an object that bends: pictures alone hardly tell whether it
+    leans towards the camera or away. Points of structure from motion come from a rigid model, so less may be better
+    where that explains the object badly."""
     trial_steps: int = 300
     """Steps of each of the two fits that are compared for an object (`osn_gs/training/bending_trial.py`)."""
     least_gain: float = 0.1

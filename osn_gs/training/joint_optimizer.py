@@ -245,7 +245,7 @@ class JointOptimizer:
         object_ids = self._object_ids[t]
         loss = weights.object_ids * losses.layer_mask_loss(layers.alphas, object_ids)
         loss = loss + weights.depth * losses.sparse_depth_loss(
-            layers.depths, layers.alphas, self._points_by_frame[t], self._trust_in_points()
+            layers.depths, layers.alphas, self._points_by_frame[t], self._depth_weights()
         )
         planarity = losses.planarity_loss(layers.depths, layers.alphas, self._image(t), self._extents_on_device)
         loss = loss + weights.planarity * planarity
@@ -260,7 +260,7 @@ class JointOptimizer:
             loss = loss + weights.object_ids * losses.composite_id_loss(composited.object_weights, object_ids)
         return loss + losses.color_loss(pictures, self._image(t), weights.ssim), pictures[0]
 
-    def _trust_in_points(self) -> list[float]:
+    def _depth_weights(self) -> list[float]:
         bending = self.config.deformation.sparse_depth
         return [bending if k in self.deformation_optimizers else 1.0 for k in range(self.scene.num_objects)]
 

@@ -56,14 +56,14 @@ def sparse_depth_loss(
     depths: Float[Tensor, "k h w"],
     alphas: Float[Tensor, "k h w"],
     points: list[SparsePoints],
-    trust: Sequence[float] | None = None,
+    object_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, ""]:
     """Relative depth error of the layers at their objects' sparse points, weighted by the points' quality.
 
     Differs from OSN: taken on each object's own layer, before its scale. The composited depth against the
     target times s_k is the same error wherever the object is in front, and this way hidden points count too.
-    `points[k]` are those seen in this frame. Summed over objects, each weighted by its share of points, and by `trust`
-    where that is given.
+    `points[k]` are those seen in this frame. Summed over objects, each weighted by its share of points, and by
+    `object_weights` where these are given.
     """
     total = depths.new_zeros(())
     count = sum(len(seen.depths) for seen in points)
@@ -74,7 +74,7 @@ def sparse_depth_loss(
         rows, columns = rows.clamp(0, depths.shape[1] - 1), columns.clamp(0, depths.shape[2] - 1)
         covered = alphas[k, rows, columns].detach()
         error = (depths[k, rows, columns] / seen.depths - 1).abs()
-        weight = 1.0 if trust is None else trust[k]
+        weight = 1.0 if object_weights is None else object_weights[k]
         total = total + weight * (seen.weights * covered * error).sum() / count
     return total
 

@@ -32,9 +32,13 @@ def continued_poses(
 
 
 def net_turn(cam_from_obj: Float[np.ndarray, "t 4 4"], registered: Bool[np.ndarray, "t"]) -> float:
-    """Angle in radians between the first and the last registered frame."""
+    """How far an object turns on the whole, in radians: its turns from frame to frame, over the registered ones, added
+    up as vectors, so that what goes to and fro cancels out and several full turns count."""
     rotations = cam_from_obj[registered, :3, :3]
-    return float(Rotation.from_matrix(rotations[-1] @ rotations[0].T).magnitude())
+    if len(rotations) < 2:
+        return 0.0
+    turns = Rotation.from_matrix(rotations[1:] @ rotations[:-1].swapaxes(-1, -2)).as_rotvec()
+    return float(np.linalg.norm(turns.sum(axis=0)))
 
 
 def smoothness_of(cam_from_obj: Float[np.ndarray, "t 4 4"], registered: Bool[np.ndarray, "t"]) -> Smoothness:

@@ -31,7 +31,8 @@ MAPPED_TRACKS = 500  # for COLMAP's mappers, whose poses are only a start
 SAME_SCORE = 0.002
 MOST_STEPS, TOLERANCE = 40, 1e-5  # of a bundle adjustment
 WELL_EXPLAINED = 0.9  # a model that explains less is doubted, and the fallback tried
-STEADY_TURNS = (-90.0, 90.0)  # degrees over the clip that starts are given; 60 and 120 end at the same
+STEADY_TURNS = (-90.0, 90.0)  # degrees over the clip that starts are given
+CLEARLY_FARTHER = np.deg2rad(15.0)  # turned, of a model that is to be preferred for that
 START_SMOOTHNESS = Smoothness(rotation=np.deg2rad(1.0), translation=0.01)
 CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of their own are drawn in
 FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
@@ -59,11 +60,9 @@ def reconstruct_object(
     Candidates are COLMAP's global mapping with two seeds, its incremental mapping, the depth-reversed twin of the
     best of them and, where these leave much unexplained, starts under weak perspective, without a turn and with a
     steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
-    explains. Of the best, frames without a pose are resected, and all is adjusted once more under smooth motion. Where
-    no candidate explains much, as of an object that bends and turns, all of them are adjusted once more, and of those
-    that score about alike the one that turns farthest is taken: sway is easily taken for turning to and fro, and what
-    bends without turning is explained well by some flat shape. `size` is the images' width and
-    height.
+    explains. In the best, frames without a pose are resected, and all is adjusted once more under smooth motion; where
+    much is left unexplained, so are all candidates, and one that turns clearly farther may be taken in place of the
+    best (`turned_farther`). `size` is the images' width and height.
     """
     started = time.monotonic()
     usable = _usable(tracks)
@@ -72,7 +71,7 @@ def reconstruct_object(
     task = _Task(usable.pixels, usable.visible, focal, np.array(size) / 2)
     hypotheses = _mapped(task, size, seed)
     if hypotheses:
-        best = max(hypotheses, key=lambda hypothesis: hypothesis.score)
+        best = _best_of(hypotheses)
         twin = task.refined(f"{best.name}, depth reversed", reversed_depth(best.geometry), best.registered)
         hypotheses += [twin] if twin is not None else []
     doubtful = not hypotheses or max(hypothesis.explained for hypothesis in hypotheses) < WELL_EXPLAINED
@@ -82,14 +81,16 @@ def reconstruct_object(
         hypotheses += [hypothesis for hypothesis in starts if hypothesis is not None]
     if not hypotheses:
         return None
-    best = _resected(task, max(hypotheses, key=lambda hypothesis: hypothesis.score))
-    finalists = [best, *hypotheses] if doubtful else [best]
+    leading = _best_of(hypotheses)
+    best = _resected(task, leading)
+    finalists = [best, *(other for other in hypotheses if other is not leading)] if doubtful else [best]
     polished = [found for found in (_polished(task, finalist) for finalist in finalists) if found is not None]
     if polished:
         hypotheses += polished
-        farthest = _farthest_turned_of_the_best(polished)
-        if farthest.score > best.score - (DOUBTFUL_TIE if doubtful else SCORE_TO_SPARE):
-            best = farthest
+        if _best_of(polished).score > best.score - SCORE_TO_SPARE:
+            best = _best_of(polished)
+        if doubtful:
+            best = turned_farther(best, polished)
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
@@ -234,11 +235,21 @@ def _weak_perspective(task: _Task, seed: int, turn: float | None = None) -> Hypo
     return task.refined(name, smooth, registered, START_SMOOTHNESS)
 
 
-def _farthest_turned_of_the_best(hypotheses: list[Hypothesis]) -> Hypothesis:
-    """Of those that score about as well as any, the one that turns farthest from its first frame to its last."""
-    least = max(hypothesis.score for hypothesis in hypotheses) - DOUBTFUL_TIE
-    best = [hypothesis for hypothesis in hypotheses if hypothesis.score >= least]
-    return max(best, key=lambda hypothesis: net_turn(hypothesis.geometry.cam_from_obj, hypothesis.registered))
+def _best_of(hypotheses: list[Hypothesis]) -> Hypothesis:
+    return max(hypotheses, key=lambda hypothesis: hypothesis.score)
+
+
+def turned_farther(best: Hypothesis, others: list[Hypothesis]) -> Hypothesis:
+    """Of those that score about as well as the best and turn clearly farther, the one that turns farthest; else the
+    best.
+
+    For what no rigid model explains well: sway is easily taken for turning to and fro, while what bends without turning
+    is explained well by some flat shape. A twin of reversed depth turns as far as its original: the score decides.
+    """
+    turns = [(net_turn(other.geometry.cam_from_obj, other.registered), other) for other in others]
+    least = net_turn(best.geometry.cam_from_obj, best.registered) + CLEARLY_FARTHER
+    rivals = [(turn, other) for turn, other in turns if turn > least and other.score > best.score - DOUBTFUL_TIE]
+    return max(rivals, key=lambda rival: rival[0], default=(0.0, best))[1]
 
 
 def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:

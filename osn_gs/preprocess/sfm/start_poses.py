@@ -53,11 +53,8 @@ def weak_perspective_start(
 
 
 def steadily_turned(geometry: Geometry, degrees: float) -> Geometry:
-    """The same with a turn about the image's vertical axis that goes on evenly and is of some degrees in all.
-
-    The points stay: they are to be triangulated anew. For objects that bend: what a rigid model takes for a turn that
-    stops and goes back is then seen to be one of several explanations.
-    """
+    """The same with the object turning evenly about its origin and the image's vertical axis, from -degrees / 2 in the
+    first frame to degrees / 2 in the last. The points stay and are to be triangulated anew."""
     angles = np.deg2rad(degrees) * np.linspace(-0.5, 0.5, len(geometry.cam_from_obj))
     poses = geometry.cam_from_obj.copy()
     poses[:, :3, :3] = Rotation.from_euler("y", angles[:, None]).as_matrix() @ poses[:, :3, :3]
