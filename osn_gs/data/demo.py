@@ -112,7 +112,7 @@ def _true_bending(
     objects: list[Objects], rendered: list[RayCastView], truth: SyntheticTruth, grid: PinholeGrid
 ) -> dict[int, SurfaceBending]:
     """How the ring tower bends in the training frames."""
-    k = demo_scene.OBJECT_NAMES.index("ring tower")
+    k = demo_scene.RING_TOWER
     at_rest = demo_scene.objects(0.0, bending=False)[k]
     obj_from_cam = (invert_rigid(truth.world_from_obj[k]) @ truth.world_from_cam).numpy()
     return {k: bending_of_solids(k, at_rest, [solids[k] for solids in objects], rendered, obj_from_cam, grid)}

@@ -17,6 +17,7 @@ from osn_gs.data.ray_casting import Ball, Cube, Frustum, Ring, Shape, Solid, Tex
 from osn_gs.data.textures import bricks, checked, dotted, mosaic, mottled, sectors, striped, wood
 
 OBJECT_NAMES = ("background", "engine", "ring tower", "teapot")
+RING_TOWER = OBJECT_NAMES.index("ring tower")  # which bends
 TABLE_HEIGHT = 0.72
 FIELD_OF_VIEW = math.radians(44)  # horizontal
 SPINE_FOOT = 0.055  # height of the ring tower's base, on which its spine begins
@@ -145,7 +146,7 @@ def tower_bend(progress: float) -> Float[np.ndarray, "2"]:
     """
     phase = 1.5 * math.pi * progress
     in_world = np.array([SWAY * math.sin(phase), SWAY_IN_DEPTH * math.cos(phase), 0])
-    return (object_poses(progress)[2, :3, :3].T @ in_world)[:2]
+    return (object_poses(progress)[RING_TOWER, :3, :3].T @ in_world)[:2]
 
 
 def room() -> list[Solid]:

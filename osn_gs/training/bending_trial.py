@@ -8,15 +8,14 @@ together. Every third frame is left out and judges: a motion that follows noise 
 
 Share of the loss that bending saves in the frames left out, after bootstraps of 800 to 3000 steps:
 
-=================  ============================  ======================================================
-scene, size        true poses                    prepared poses
-=================  ============================  ======================================================
-sway3, 160x120     cactus 34 %, others 2 to 3    cactus 18 % (its poses are 10 to 29 degrees off), others 3
-tabletop3, 160x120                               all rigid: 2 to 6
-demo, 160x120      ring tower 17 to 22 %,
-                   others 2 to 6
-demo, 80x60        ring tower 12 %, others -1, 1
-=================  ============================  ======================================================
+==================  ==============================  ==============================================================
+scene, size         true poses                      prepared poses
+==================  ==============================  ==============================================================
+sway3, 160x120      cactus 34 %, others 2 to 3      cactus 18 to 22 % (poses 29 to 10 degrees off), others 0 to 3
+tabletop3, 160x120  all rigid: -2 to 4              all rigid: 2 to 6
+demo, 160x120       tower 17 to 26 %, others 2-6
+demo, 80x60         tower 12 %, others -1 and 1
+==================  ==============================  ==============================================================
 
 so an object bends from a gain of 10 % on (`DeformationConfig.least_gain`). Fewer steps than 200 do not separate them:
 what is rigid gains up to 10 % merely because many nodes get there sooner.
