@@ -1,18 +1,19 @@
 """Robust bundle adjustment of one object: its poses, its points and, where wanted, the focal length they share.
 
-Levenberg-Marquardt on the reduced camera system (Triggs et al., "Bundle Adjustment - A Modern Synthesis", 2000), with
-a Cauchy loss. Dense linear algebra: made for some hundred frames and some thousand points. Unlike COLMAP's, it can
-hold the motion smooth, which is what poses of small objects need.
+Levenberg-Marquardt with a Cauchy loss. Unlike COLMAP's, it can hold the motion smooth, which is what poses of small
+objects need.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
+
+from osn_gs.preprocess.sfm.levenberg_marquardt import System, minimize
 
 SMALLEST_DEPTH = 1e-3  # of the median depth; nearer points, or points behind, are held there while they are adjusted
 
@@ -41,10 +42,14 @@ class Geometry:
     focal: float
     center: Float[np.ndarray, "2"]
 
+    def in_object(self, observations: Observations) -> Float[np.ndarray, "m 3"]:
+        """Where each observation's point was in the object's frame when it was seen."""
+        return self.points[observations.points]
+
     def in_camera(self, observations: Observations) -> Float[np.ndarray, "m 3"]:
         """Each observation's point in the coordinates of the camera that saw it."""
         pose = self.cam_from_obj[observations.frames]
-        return np.einsum("mij,mj->mi", pose[:, :3, :3], self.points[observations.points]) + pose[:, :3, 3]
+        return np.einsum("mij,mj->mi", pose[:, :3, :3], self.in_object(observations)) + pose[:, :3, 3]
 
     def residuals(self, observations: Observations) -> Float[np.ndarray, "m 2"]:
         """Projection minus observation in pixels; infinite for points behind the camera."""
@@ -88,52 +93,30 @@ class Adjustment:
     steps: int
 
 
-@dataclass(frozen=True)
-class _System:
-    """Normal equations: cameras [c c], their right-hand side, points [n 3 3], theirs, and what couples both."""
-
-    cameras: Float[np.ndarray, "c c"]
-    cameras_gradient: Float[np.ndarray, "c"]
-    points: Float[np.ndarray, "n 3 3"]
-    points_gradient: Float[np.ndarray, "n 3"]
-    coupling: Float[np.ndarray, "n c 3"] = field(repr=False)
-
-
 def adjust(geometry: Geometry, observations: Observations, options: AdjustmentOptions) -> Adjustment:
     """Minimize the robust reprojection error over points, poses and, where asked for, the focal length.
 
     Frames without observations keep their poses unless smoothness moves them. The object's frame and scale are
     left to drift along the directions that change nothing.
     """
-    sums = _GroupSums(observations, len(geometry.cam_from_obj), len(geometry.points))
-    cost = _cost(geometry, observations, options)
-    damping, steps = 1e-4, 0
-    while steps < options.max_steps:
-        steps += 1
-        system = _normal_equations(geometry, observations, options, sums)
-        improved = False
-        while damping < 1e8:
-            candidate = _step(geometry, system, damping, options)
-            candidate_cost = _cost(candidate, observations, options)
-            if candidate_cost < cost:
-                improved = True
-                break
-            damping *= 10
-        if not improved:
-            break
-        gain, geometry, cost = cost - candidate_cost, candidate, candidate_cost
-        damping = max(damping / 5, 1e-10)
-        if gain <= options.tolerance * cost:
-            break
+    sums = GroupSums(observations, len(geometry.cam_from_obj), len(geometry.points))
+    geometry, cost, steps = minimize(
+        geometry,
+        lambda geometry: _cost(geometry, observations, options),
+        lambda geometry: _normal_equations(geometry, observations, options, sums),
+        lambda geometry, system, damping: _step(geometry, system, damping, options),
+        options.max_steps,
+        options.tolerance,
+    )
     return Adjustment(geometry, cost, len(observations), steps)
 
 
 def focal_deviation(geometry: Geometry, observations: Observations) -> float:
     """Relative standard deviation of an adjusted focal length, were the observations' errors independent."""
     options = AdjustmentOptions(adjust_focal=True)
-    sums = _GroupSums(observations, len(geometry.cam_from_obj), len(geometry.points))
+    sums = GroupSums(observations, len(geometry.cam_from_obj), len(geometry.points))
     system = _normal_equations(geometry, observations, options, sums)
-    reduced, _, _ = _eliminate_points(system, damping=1e-9)
+    reduced, _, _ = system.without_points(damping=1e-9)
     kept = np.diag(reduced) > 0
     kept[:6] = False  # the first frame's pose fixes the object's frame; its scale stays free, which pinv copes with
     variance = np.linalg.pinv(reduced[np.ix_(kept, kept)], rcond=1e-12, hermitian=True)[-1, -1]
@@ -141,7 +124,7 @@ def focal_deviation(geometry: Geometry, observations: Observations) -> float:
     return float(np.sqrt(max(variance, 0.0) * squared.mean() / 2))
 
 
-class _GroupSums:
+class GroupSums:
     """Sums over the observations of each frame, and of each point."""
 
     def __init__(self, observations: Observations, num_frames: int, num_points: int) -> None:
@@ -163,90 +146,115 @@ def _clamped_residuals(geometry: Geometry, observations: Observations) -> tuple[
 
 
 def _cost(geometry: Geometry, observations: Observations, options: AdjustmentOptions) -> float:
-    residuals, _, _ = _clamped_residuals(geometry, observations)
-    cost = float(np.log1p((residuals**2).sum(1) / options.loss_scale**2).sum())
+    cost = robust_cost(geometry, observations, options.loss_scale)
     if options.smoothness is not None:
-        prior, _ = _smoothness_terms(geometry, options.smoothness)
+        prior, _ = smoothness_terms(geometry, options.smoothness)
         cost += float((prior**2).sum())
     return cost
 
 
-def _normal_equations(
-    geometry: Geometry, observations: Observations, options: AdjustmentOptions, sums: _GroupSums
-) -> _System:
-    residuals, points_cam, depths = _clamped_residuals(geometry, observations)
-    squared = (residuals**2).sum(1) / options.loss_scale**2
-    weights = 1 / (1 + squared) / options.loss_scale**2  # of the Cauchy loss, re-weighted least squares
-    num_frames, num_points, m = len(geometry.cam_from_obj), len(geometry.points), len(observations)
+@dataclass(frozen=True)
+class ObservationTerms:
+    """What the observations contribute to the normal equations: residuals in pixels, their weights under the Cauchy
+    loss, and the residuals' derivatives by the frame's pose (turn, then shift, both in the camera) and by where the
+    point is in the object's frame."""
 
-    projection = np.zeros((m, 2, 3))  # of the pixel by the point in the camera
+    residuals: Float[np.ndarray, "m 2"]
+    weights: Float[np.ndarray, "m"]
+    by_pose: Float[np.ndarray, "m 2 6"]
+    by_place: Float[np.ndarray, "m 2 3"]
+
+
+def observation_terms(geometry: Geometry, observations: Observations, loss_scale: float) -> ObservationTerms:
+    """Residuals with their derivatives, linearized for re-weighted least squares."""
+    residuals, points_cam, depths = _clamped_residuals(geometry, observations)
+    weights = 1 / (1 + (residuals**2).sum(1) / loss_scale**2) / loss_scale**2
+    projection = np.zeros((len(observations), 2, 3))  # of the pixel by the point in the camera
     projection[:, 0, 0] = projection[:, 1, 1] = geometry.focal / depths
     projection[:, :, 2] = -geometry.focal * points_cam[:, :2] / depths[:, None] ** 2
-    rotations = geometry.cam_from_obj[observations.frames, :3, :3]
-    turned = points_cam - geometry.cam_from_obj[observations.frames, :3, 3]
-    by_pose = np.concatenate([-projection @ _cross_matrices(turned), projection], axis=2)  # turn, then shift
-    by_point = projection @ rotations
+    poses = geometry.cam_from_obj[observations.frames]
+    turned = points_cam - poses[:, :3, 3]
+    by_pose = np.concatenate([-projection @ cross_matrices(turned), projection], axis=2)
+    return ObservationTerms(residuals, weights, by_pose, projection @ poses[:, :3, :3])
 
+
+def robust_cost(geometry: Geometry, observations: Observations, loss_scale: float) -> float:
+    """Sum of the observations' Cauchy losses, over loss_scale^2."""
+    residuals, _, _ = _clamped_residuals(geometry, observations)
+    return float(np.log1p((residuals**2).sum(1) / loss_scale**2).sum())
+
+
+def pose_and_point_equations(
+    geometry: Geometry,
+    observations: Observations,
+    sums: GroupSums,
+    terms: ObservationTerms,
+    by_point: Float[np.ndarray, "m 2 3"],
+    smoothness: Smoothness | None,
+    num_others: int,
+) -> System:
+    """What poses and points contribute; their 6 t unknowns come first, room for `num_others` is left behind them.
+
+    `by_point` are the residuals' derivatives by the points.
+    """
+    num_frames, num_points, m = len(geometry.cam_from_obj), len(geometry.points), len(observations)
+    by_pose, weights, residuals = terms.by_pose, terms.weights, terms.residuals
     weighted_pose, weighted_point = by_pose * weights[:, None, None], by_point * weights[:, None, None]
-    size = 6 * num_frames + 1
+    num_poses, size = 6 * num_frames, 6 * num_frames + num_others
     cameras, cameras_gradient = np.zeros((size, size)), np.zeros(size)
     coupling = np.zeros((num_points, size, 3))
-    blocks = cameras[:-1, :-1].reshape(num_frames, 6, num_frames, 6)
-    diagonal = (sums.by_frame @ (weighted_pose.swapaxes(-1, -2) @ by_pose).reshape(m, 36)).reshape(num_frames, 6, 6)
-    blocks[np.arange(num_frames), :, np.arange(num_frames)] = diagonal
-    cameras_gradient[:-1] = (sums.by_frame @ np.einsum("mij,mi->mj", weighted_pose, residuals)).ravel()
+    each = np.arange(num_frames)
+    diagonal = sums.by_frame @ (weighted_pose.swapaxes(-1, -2) @ by_pose).reshape(m, 36)
+    blocks = np.zeros((num_frames, 6, num_frames, 6))
+    blocks[each, :, each] = diagonal.reshape(num_frames, 6, 6)
+    cameras[:num_poses, :num_poses] = blocks.reshape(num_poses, num_poses)
+    cameras_gradient[:num_poses] = (sums.by_frame @ np.einsum("mij,mi->mj", weighted_pose, residuals)).ravel()
     points = (sums.by_point @ (weighted_point.swapaxes(-1, -2) @ by_point).reshape(m, 9)).reshape(num_points, 3, 3)
     points_gradient = sums.by_point @ np.einsum("mij,mi->mj", weighted_point, residuals)
-    frame_coupling = coupling[:, :-1].reshape(num_points, num_frames, 6, 3)
+    frame_coupling = coupling[:, :num_poses].reshape(num_points, num_frames, 6, 3)
     frame_coupling[observations.points, observations.frames] = weighted_pose.swapaxes(-1, -2) @ by_point
+    if smoothness is not None:
+        prior, by_prior = smoothness_terms(geometry, smoothness)
+        cameras[:num_poses, :num_poses] += by_prior.T @ by_prior
+        cameras_gradient[:num_poses] += by_prior.T @ prior
+    return System(cameras, cameras_gradient, points, points_gradient, coupling)
 
+
+def _normal_equations(
+    geometry: Geometry, observations: Observations, options: AdjustmentOptions, sums: GroupSums
+) -> System:
+    terms = observation_terms(geometry, observations, options.loss_scale)
+    by_point = terms.by_place
+    system = pose_and_point_equations(geometry, observations, sums, terms, by_point, options.smoothness, num_others=1)
     if options.adjust_focal:  # by its logarithm
-        by_focal = geometry.focal * points_cam[:, :2] / depths[:, None]
-        weighted_focal = by_focal * weights[:, None]
-        cameras[-1, -1] = (weighted_focal * by_focal).sum()
-        cameras_gradient[-1] = (weighted_focal * residuals).sum()
-        cross = (sums.by_frame @ np.einsum("mi,mij->mj", weighted_focal, by_pose)).ravel()
-        cameras[-1, :-1] = cameras[:-1, -1] = cross
-        coupling[:, -1] = sums.by_point @ np.einsum("mi,mij->mj", weighted_focal, by_point)
-    if options.smoothness is not None:
-        prior, by_prior = _smoothness_terms(geometry, options.smoothness)
-        cameras[:-1, :-1] += by_prior.T @ by_prior
-        cameras_gradient[:-1] += by_prior.T @ prior
-    return _System(cameras, cameras_gradient, points, points_gradient, coupling)
+        by_focal = terms.residuals + observations.pixels - geometry.center
+        weighted_focal = by_focal * terms.weights[:, None]
+        system.cameras[-1, -1] = (weighted_focal * by_focal).sum()
+        system.cameras_gradient[-1] = (weighted_focal * terms.residuals).sum()
+        cross = (sums.by_frame @ np.einsum("mi,mij->mj", weighted_focal, terms.by_pose)).ravel()
+        system.cameras[-1, :-1] = system.cameras[:-1, -1] = cross
+        system.coupling[:, -1] = sums.by_point @ np.einsum("mi,mij->mj", weighted_focal, by_point)
+    return system
 
 
-def _step(geometry: Geometry, system: _System, damping: float, options: AdjustmentOptions) -> Geometry:
-    """The geometry after one damped Gauss-Newton step: points eliminated first (Schur complement)."""
-    reduced, gradient, inverse = _eliminate_points(system, damping)
-    if options.adjust_poses:
-        reduced += np.diag(damping * np.diag(system.cameras) + 1e-9 * np.diag(system.cameras).max())
-        camera_step = -np.linalg.solve(reduced, gradient)
-    else:
-        camera_step = np.zeros(len(gradient))
-    towards = system.points_gradient + np.einsum("nci,c->ni", system.coupling, camera_step)
-    point_step = -np.einsum("nij,nj->ni", inverse, towards)
-    turns, shifts = np.split(camera_step[:-1].reshape(-1, 6), 2, axis=1)
-    poses = geometry.cam_from_obj.copy()
-    poses[:, :3, :3] = Rotation.from_rotvec(turns).as_matrix() @ poses[:, :3, :3]
-    poses[:, :3, 3] += shifts
+def _step(geometry: Geometry, system: System, damping: float, options: AdjustmentOptions) -> Geometry:
+    """The geometry after one damped Gauss-Newton step."""
+    camera_step, point_step = system.step(damping, hold_cameras=not options.adjust_poses)
+    poses = moved_poses(geometry.cam_from_obj, camera_step[:-1])
     focal = geometry.focal * float(np.exp(np.clip(camera_step[-1], -0.2, 0.2)))
     return replace(geometry, cam_from_obj=poses, points=geometry.points + point_step, focal=focal)
 
 
-def _eliminate_points(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The Schur complement [c c], its right-hand side [c] and the inverse point blocks [n 3 3]."""
-    diagonal = np.einsum("nii->ni", system.points)
-    inverse = np.linalg.inv(
-        system.points + (damping * diagonal + 1e-12 * diagonal.max() + 1e-30)[:, :, None] * np.eye(3)
-    )
-    num_points, size, _ = system.coupling.shape
-    carried = (system.coupling @ inverse).transpose(1, 0, 2).reshape(size, 3 * num_points)
-    coupling = system.coupling.transpose(1, 0, 2).reshape(size, 3 * num_points)
-    reduced = system.cameras - carried @ coupling.T
-    return reduced, system.cameras_gradient - carried @ system.points_gradient.ravel(), inverse
+def moved_poses(cam_from_obj: Float[np.ndarray, "t 4 4"], step: Float[np.ndarray, "6t"]) -> Float[np.ndarray, "t 4 4"]:
+    """Poses after a turn and a shift in each camera."""
+    turns, shifts = np.split(step.reshape(-1, 6), 2, axis=1)
+    poses = cam_from_obj.copy()
+    poses[:, :3, :3] = Rotation.from_rotvec(turns).as_matrix() @ poses[:, :3, :3]
+    poses[:, :3, 3] += shifts
+    return poses
 
 
-def _smoothness_terms(geometry: Geometry, smoothness: Smoothness) -> tuple[np.ndarray, np.ndarray]:
+def smoothness_terms(geometry: Geometry, smoothness: Smoothness) -> tuple[np.ndarray, np.ndarray]:
     """Second differences of the poses over their standard deviations [6(t-2)], and their Jacobian [6(t-2), 6t].
 
     The Jacobian takes a turn to be small from one frame to the next but one.
@@ -270,7 +278,7 @@ def _smoothness_terms(geometry: Geometry, smoothness: Smoothness) -> tuple[np.nd
     return terms, jacobian.reshape(len(terms), 6 * num_frames)
 
 
-def _cross_matrices(vectors: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "m 3 3"]:
+def cross_matrices(vectors: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "m 3 3"]:
     """[v]x with [v]x w = v x w."""
     matrices = np.zeros((len(vectors), 3, 3))
     x, y, z = vectors.T
