@@ -42,9 +42,9 @@ class NodeDeformation(nn.Module):
         super().__init__()
         self.num_frames = num_frames
         self.knot_spacing = knot_spacing
-        num_coefficients = math.ceil((num_frames - 1) / knot_spacing - 1e-9) + 3
-        self.rotations = nn.Parameter(nodes.new_zeros(num_coefficients, len(nodes), 3))
-        self.translations = nn.Parameter(nodes.new_zeros(num_coefficients, len(nodes), 3))
+        count = num_coefficients(num_frames, knot_spacing)
+        self.rotations = nn.Parameter(nodes.new_zeros(count, len(nodes), 3))
+        self.translations = nn.Parameter(nodes.new_zeros(count, len(nodes), 3))
         self.register_buffer("nodes", nodes)
         self.register_buffer("size", nodes.new_tensor(size))
         distances = torch.cdist(nodes, nodes)
@@ -145,9 +145,15 @@ class NodeDeformation(nn.Module):
         return self.rotations.square().sum(-1).mean() + self.translations.square().sum(-1).mean()
 
 
-def spline_weights(position: float, num_coefficients: int) -> tuple[int, tuple[float, float, float, float]]:
-    """The first of four coefficients that a uniform cubic B-spline blends at a position in knots, and their weights."""
-    first = min(max(math.floor(position), 0), num_coefficients - 4)
+def num_coefficients(num_frames: int, knot_spacing: float) -> int:
+    """How many coefficients a cubic B-spline over the frames 0 to num_frames - 1 has."""
+    return math.ceil((num_frames - 1) / knot_spacing - 1e-9) + 3
+
+
+def spline_weights(position: float, count: int) -> tuple[int, tuple[float, float, float, float]]:
+    """The first of four of `count` coefficients that a uniform cubic B-spline blends at a position in knots, and their
+    weights."""
+    first = min(max(math.floor(position), 0), count - 4)
     u = position - first
     weights = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
     return first, tuple(weight / 6 for weight in weights)

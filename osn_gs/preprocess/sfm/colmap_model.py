@@ -1,4 +1,8 @@
-"""One object's model as a COLMAP sparse model, and back."""
+"""One object's model as a COLMAP sparse model, and back.
+
+COLMAP's points stand still. Where the points of an object that bends were when they were seen is in a file of our own
+beside its files: `displacements.npy` (M, 3), in the order of the points and, for each, of its track.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import numpy as np
 import pycolmap
 from jaxtyping import Bool, Float, UInt8
 
+from osn_gs.data.osn_files import read_array
 from osn_gs.errors import DatasetError
 from osn_gs.preprocess.sfm.mapping import make_camera
 from osn_gs.preprocess.sfm.object_model import ObjectModel
+
+DISPLACEMENTS_FILE = "displacements.npy"
 
 
 def write_model(folder: Path, model: ObjectModel, colors: UInt8[np.ndarray, "n 3"]) -> None:
@@ -42,6 +49,8 @@ def write_model(folder: Path, model: ObjectModel, colors: UInt8[np.ndarray, "n 3
         reconstruction.point3D(added).error = float(errors[seen].mean()) if len(seen) else 0.0
     folder.mkdir(parents=True, exist_ok=True)
     reconstruction.write_binary(str(folder))
+    if model.displacements is not None:
+        np.save(folder / DISPLACEMENTS_FILE, model.displacements[by_point])
 
 
 def read_model(folder: Path, num_frames: int) -> ObjectModel:
@@ -83,7 +92,14 @@ def read_model(folder: Path, num_frames: int) -> ObjectModel:
         observed_pixels=table[:, 2:],
         focal=float(camera.focal_length_x),
         size=(camera.width, camera.height),
+        displacements=_read_displacements(folder / DISPLACEMENTS_FILE, len(table)),
     )
+
+
+def _read_displacements(path: Path, num_observations: int) -> Float[np.ndarray, "m 3"] | None:
+    if not path.is_file():
+        return None
+    return read_array(path, (num_observations, 3)).astype(np.float64)
 
 
 def read_background_poses(

@@ -26,6 +26,9 @@ class ObjectModel:
     focal: float
     size: tuple[int, int]
     """Width and height of the images; the principal point is at their middle."""
+    displacements: Float[np.ndarray, "m 3"] | None = None
+    """Of an object that bends: how far from its place in `points` each observation's point was, in the object's frame;
+    None for a rigid object."""
 
     @property
     def intrinsics(self) -> Float[np.ndarray, "3 3"]:
@@ -34,8 +37,10 @@ class ObjectModel:
 
     def observed_in_camera(self) -> Float[np.ndarray, "m 3"]:
         """Every observation's point in the coordinates of the camera that saw it."""
-        pose = self.cam_from_obj[self.observed_frames]
-        return np.einsum("mij,mj->mi", pose[:, :3, :3], self.points[self.observed_points]) + pose[:, :3, 3]
+        pose, places = self.cam_from_obj[self.observed_frames], self.points[self.observed_points]
+        if self.displacements is not None:
+            places = places + self.displacements
+        return np.einsum("mij,mj->mi", pose[:, :3, :3], places) + pose[:, :3, 3]
 
     def reprojection_errors(self) -> Float[np.ndarray, "m"]:
         """Distance in pixels between every observation and its point's projection."""

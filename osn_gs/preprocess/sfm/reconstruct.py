@@ -12,6 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from osn_gs.preprocess.sfm.balanced import balanced_subset
+from osn_gs.preprocess.sfm.bending_adjustment import (
+    BendingPrior,
+    BentGeometry,
+    adjust_bending,
+    bent,
+    with_renewed_nodes,
+)
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
@@ -38,6 +45,9 @@ CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of 
 FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
 FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must explain, and half of those it has
 SCORE_TO_SPARE = 0.005  # what smooth motion may cost
+BENDING_LOSS = 1.0  # pixels
+BENDING_ROUNDS, MOST_BENDING_STEPS, BENDING_TOLERANCE = 3, 40, 5e-4  # nodes are renewed between rounds
+STILL_UNEXPLAINED = 0.5  # at most, of what a rigid model leaves unexplained, where an object is said to bend
 DOUBTFUL_TIE = 0.04  # scores of models that explain little: on swaying shapes the right one was that far down
 
 
@@ -62,7 +72,8 @@ def reconstruct_object(
     steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
     explains. In the best, frames without a pose are resected, and all is adjusted once more under smooth motion; where
     much is left unexplained, so are all candidates, and one that turns clearly farther may be taken in place of the
-    best (`turned_farther`). `size` is the images' width and height.
+    best (`turned_farther`). That one is then let bend: if this explains most of what was left, the object bends.
+    `size` is the images' width and height.
     """
     started = time.monotonic()
     usable = _usable(tracks)
@@ -91,6 +102,11 @@ def reconstruct_object(
             best = _best_of(polished)
         if doubtful:
             best = turned_farther(best, polished)
+    bending = _bending(task, best) if doubtful else None
+    if bending is not None:
+        hypotheses.append(bending)
+    if bending is not None and 1 - bending.explained < STILL_UNEXPLAINED * (1 - best.explained):
+        best = bending
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
@@ -133,11 +149,13 @@ def _finished(
     seconds: float,
 ) -> tuple[ObjectModel, ModelReport]:
     model = _model_of(task, best, size)
+    rigid = [found.explained for found in hypotheses if not isinstance(found.geometry, BentGeometry)]
     report = describe(
         model,
         object_id=object_id,
         num_tracks=len(task.visible),
         explained=task.explained_where_registered(best),
+        rigid_explained=None if model.displacements is None else max(rigid),
         extent=_extent(task),
         chosen=best.name,
         candidates=[CandidateReport(h.name, int(h.registered.sum()), h.explained, h.score) for h in hypotheses],
@@ -289,6 +307,26 @@ def _polished(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     return task.scored(f"{hypothesis.name}, polished", adjusted, registered | enough)
 
 
+def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
+    """The hypothesis as an object that bends, from where it moves as a rigid one."""
+    used = task.used(hypothesis.registered)
+    poses = continued_poses(hypothesis.geometry.cam_from_obj, hypothesis.registered)
+    observations, prior = observations_of(task.pixels, used), BendingPrior()
+    smoothness = smoothness_of(poses, hypothesis.registered)
+    geometry = bent(triangulated(task.pixels, used, poses, task.focal, task.center), observations, prior)
+    for _ in range(BENDING_ROUNDS):
+        geometry, _ = adjust_bending(
+            with_renewed_nodes(geometry, observations),
+            observations,
+            prior,
+            smoothness,
+            BENDING_LOSS,
+            MOST_BENDING_STEPS,
+            BENDING_TOLERANCE,
+        )
+    return task.scored(f"{hypothesis.name}, bending", geometry, hypothesis.registered)
+
+
 def _centred(geometry: Geometry, used: Bool[np.ndarray, "n t"]) -> Geometry:
     """The same with the middle of the used points as the object's origin, whose motion is then the object's."""
     middle = np.median(geometry.points[used.any(1)], axis=0)
@@ -339,17 +377,19 @@ def _model_of(task: _Task, hypothesis: Hypothesis, size: tuple[int, int]) -> Obj
     errors = np.linalg.norm(geometry.residuals(observations), axis=1)
     explained[observations.points, observations.frames] = errors < EXPLAINED_ERROR
     kept = explained.sum(1) >= FEWEST_FRAMES
-    final = observations_of(task.pixels[kept], explained[kept])
+    observations = observations_of(task.pixels, explained & kept[:, None])
     poses = np.where(hypothesis.registered[:, None, None], geometry.cam_from_obj, np.eye(4))
+    displacements = geometry.in_object(observations) - geometry.points[observations.points]
     return ObjectModel(
         cam_from_obj=poses,
         registered=hypothesis.registered,
         points=geometry.points[kept],
-        observed_frames=final.frames,
-        observed_points=final.points,
-        observed_pixels=final.pixels,
+        observed_frames=observations.frames,
+        observed_points=np.cumsum(kept)[observations.points] - 1,
+        observed_pixels=observations.pixels,
         focal=task.focal,
         size=size,
+        displacements=displacements if isinstance(geometry, BentGeometry) else None,
     )
 
 

@@ -63,6 +63,8 @@ class ModelReport:
     confidence: Confidence
     advice: list[str]
     """Plain words to go after the object's name."""
+    rigid_explained: float | None = None
+    """Of an object that bends: what the rigid model that explains most of it does; None for a rigid object."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelReport:
@@ -75,6 +77,7 @@ def describe(
     object_id: int,
     num_tracks: int,
     explained: float,
+    rigid_explained: float | None,
     extent: float,
     chosen: str,
     candidates: list[CandidateReport],
@@ -93,6 +96,12 @@ def describe(
         extent,
         len(model.points),
     )
+    if rigid_explained is not None:
+        advice.append(
+            f"bends: a rigid model explains {rigid_explained:.0%} of its tracks, one that bends {explained:.0%}; "
+            "expect less certain poses and depth than of a rigid object."
+        )
+        confidence = "weak" if confidence == "good" else confidence
     return ModelReport(
         object_id=object_id,
         frames=len(model.registered),
@@ -113,6 +122,7 @@ def describe(
         seconds=seconds,
         confidence=confidence,
         advice=advice,
+        rigid_explained=rigid_explained,
     )
 
 
