@@ -46,8 +46,11 @@ class BendingPrior:
     nodes: int = 20
     knot_spacing: float = 2.5
     """Frames between two knots."""
-    stretching: float = 0.08
+    stretching: float = 0.12
     """Of what lies between two neighbouring nodes, per frame, as a share of their distance."""
+    growth: float = 0.005
+    """Of the object as a whole, per frame: what bends stretches here and shrinks there. Its distance from the camera
+    hangs on this, as an object that grew would look like one that came closer."""
     acceleration: float = 0.4
     """Second differences of the splines' coefficients: radians, and object sizes."""
     magnitude: float = 0.3
@@ -190,15 +193,18 @@ def _ridden(
 
 
 def _prior_terms(bent: BentGeometry, prior: BendingPrior) -> tuple[np.ndarray, ...]:
-    """Stretching [t j k 3], accelerations [2 c-2 j 3] and magnitudes [2 c j 3] over their standard deviations."""
+    """Stretching [t j k 3], growth [t], accelerations [2 c-2 j 3] and magnitudes [2 c j 3] over their standard
+    deviations."""
     motion = np.stack([bent.rotations, bent.translations])
     edges, spacing = _edges(bent)
     _, matrices, translations = bent.node_motion()
     neighbours = bent.nodes.neighbours
     carried = np.einsum("tjab,jkb->tjka", matrices, edges)
-    stretching = (edges + translations[:, neighbours] - translations[:, :, None] - carried) / spacing
+    stretching = edges + translations[:, neighbours] - translations[:, :, None] - carried
+    growth = (stretching * carried).sum(axis=(1, 2, 3)) / (edges**2).sum()
     return (
-        stretching / prior.stretching,
+        stretching / (spacing * prior.stretching),
+        growth / prior.growth,
         np.diff(motion, 2, axis=1) / prior.acceleration,
         motion / prior.magnitude,
     )
@@ -235,15 +241,16 @@ def _normal_equations(
     _hold_scale(system, bent)
     vectors, matrices, _ = bent.node_motion()
     turning = _left_jacobians(vectors)
-    stretching, _, _ = _prior_terms(bent, prior)
+    stretching, growth, _, _ = _prior_terms(bent, prior)
     by_knot = system.coupling[:, num_poses:].reshape(len(bent.points), num_knots, per_knot, 3)
     nodes_block, nodes_gradient = np.zeros((num_knots, per_knot, num_knots, per_knot)), np.zeros((num_knots, per_knot))
     mixed = np.zeros((num_poses, num_knots, per_knot))
     for frame in range(len(bent.cam_from_obj)):
         first, shares = spline_weights(frame / bent.knot_spacing, num_knots)
         knots, shares = slice(first, first + 4), np.array(shares)
-        by_stretch = _stretching_jacobian(bent, prior, matrices[frame], turning[frame])
-        local, gradient = by_stretch.T @ by_stretch, by_stretch.T @ stretching[frame].ravel()
+        by_shape = _shape_jacobian(bent, prior, matrices[frame], turning[frame])
+        local = by_shape.T @ by_shape
+        gradient = by_shape.T @ np.append(stretching[frame], growth[frame])
         seen = np.flatnonzero(observations.frames == frame)
         if len(seen):
             points = observations.points[seen]
@@ -298,13 +305,13 @@ def _node_jacobian(
     return by_node.reshape(len(points), 2, -1)
 
 
-def _stretching_jacobian(
+def _shape_jacobian(
     bent: BentGeometry,
     prior: BendingPrior,
     matrices: Float[np.ndarray, "j 3 3"],
     turning: Float[np.ndarray, "j 3 3"],
-) -> Float[np.ndarray, "e 6j"]:
-    """Derivatives of one frame's stretching by the nodes' motion in it."""
+) -> Float[np.ndarray, "e+1 6j"]:
+    """Derivatives of one frame's stretching, and in the last row of its growth, by the nodes' motion in it."""
     edges, spacing = _edges(bent)
     num_nodes, num_neighbours, _ = edges.shape
     carried = np.einsum("jab,jkb->jka", matrices, edges)
@@ -315,7 +322,9 @@ def _stretching_jacobian(
     jacobian[own, :, :, own, 3:] -= bent.object_size * np.eye(3)
     for k in range(num_neighbours):
         jacobian[own, k, :, bent.nodes.neighbours[:, k], 3:] += bent.object_size * np.eye(3)
-    return jacobian.reshape(-1, 6 * num_nodes) / (spacing * prior.stretching)
+    jacobian = jacobian.reshape(-1, 6 * num_nodes)
+    by_growth = carried.ravel() @ jacobian / (edges**2).sum()
+    return np.vstack([jacobian / (spacing * prior.stretching), by_growth / prior.growth])
 
 
 def _motion_prior(bent: BentGeometry, prior: BendingPrior) -> tuple[Float[np.ndarray, "c c"], Float[np.ndarray, "c d"]]:

@@ -19,7 +19,7 @@ from osn_gs.preprocess.sfm.bending_adjustment import (
     bent,
     with_renewed_nodes,
 )
-from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Smoothness, adjust
+from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Observations, Smoothness, adjust
 from osn_gs.preprocess.sfm.config import SfmConfig
 from osn_gs.preprocess.sfm.mapping import MatchDatabase, Poses
 from osn_gs.preprocess.sfm.motion import continued_poses, net_turn, smoothness_of
@@ -45,8 +45,7 @@ CATCHING_LOSS = 3.0  # pixels: scale of the loss while frames without a pose of 
 FINEST_LOSS, COARSEST_LOSS = 0.25, 1.0  # pixels: bounds of the final loss' scale, which is twice the median error
 FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must explain, and half of those it has
 SCORE_TO_SPARE = 0.005  # what smooth motion may cost
-BENDING_LOSS = 1.0  # pixels
-BENDING_ROUNDS, MOST_BENDING_STEPS, BENDING_TOLERANCE = 3, 40, 5e-4  # nodes are renewed between rounds
+BENDING_ROUNDS, BENDING_TOLERANCE = 3, 5e-4  # nodes are renewed between rounds
 STILL_UNEXPLAINED = 0.5  # at most, of what a rigid model leaves unexplained, where an object is said to bend
 DOUBTFUL_TIE = 0.04  # scores of models that explain little: on swaying shapes the right one was that far down
 
@@ -283,13 +282,13 @@ def _resected(task: _Task, hypothesis: Hypothesis) -> Hypothesis:
 def _polished(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     """The hypothesis adjusted once more, finely, and as smooth in every frame as it is on the whole.
 
-    A loss that forgives early makes good tracks count; smoothness helps frames that see little. Frames that had no
-    pose are placed by the motion and caught by the few points they see, if they see any.
+    Smoothness helps frames that see little. Frames that had no pose are placed by the motion and caught by the few
+    points they see, if they see any.
     """
     geometry, registered = _centred(hypothesis.geometry, task.used(hypothesis.registered)), hypothesis.registered
     poses = continued_poses(geometry.cam_from_obj, registered)
     observations = observations_of(task.pixels, task.used(registered))
-    median = float(np.median(np.linalg.norm(hypothesis.geometry.residuals(observations), axis=1)))
+    loss_scale = _final_loss(hypothesis.geometry, observations)
     known = task.used(registered).any(1)
     used = task.visible & known[:, None]
     observations = observations_of(task.pixels, used)
@@ -298,13 +297,19 @@ def _polished(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     start = replace(geometry, cam_from_obj=poses)
     if not registered.all():
         start = adjust(start, observations, replace(options, loss_scale=CATCHING_LOSS)).geometry
-    final = replace(options, loss_scale=float(np.clip(2 * median, FINEST_LOSS, COARSEST_LOSS)))
+    final = replace(options, loss_scale=loss_scale)
     adjusted = adjust(start, observations, final).geometry
     caught = np.zeros(used.shape, bool)
     errors = np.linalg.norm(adjusted.residuals(observations), axis=1)
     caught[observations.points, observations.frames] = errors < EXPLAINED_ERROR
     enough = (caught.sum(0) >= FEWEST_CAUGHT) & (caught.sum(0) >= 0.5 * used.sum(0))
     return task.scored(f"{hypothesis.name}, polished", adjusted, registered | enough)
+
+
+def _final_loss(geometry: Geometry, observations: Observations) -> float:
+    """Scale of the loss, in pixels, once a geometry is about right: one that forgives early makes good tracks count."""
+    median = float(np.median(np.linalg.norm(geometry.residuals(observations), axis=1)))
+    return float(np.clip(2 * median, FINEST_LOSS, COARSEST_LOSS))
 
 
 def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
@@ -314,16 +319,13 @@ def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     observations, prior = observations_of(task.pixels, used), BendingPrior()
     smoothness = smoothness_of(poses, hypothesis.registered)
     geometry = bent(triangulated(task.pixels, used, poses, task.focal, task.center), observations, prior)
+    loss_scale = COARSEST_LOSS
     for _ in range(BENDING_ROUNDS):
+        geometry = with_renewed_nodes(geometry, observations)
         geometry, _ = adjust_bending(
-            with_renewed_nodes(geometry, observations),
-            observations,
-            prior,
-            smoothness,
-            BENDING_LOSS,
-            MOST_BENDING_STEPS,
-            BENDING_TOLERANCE,
+            geometry, observations, prior, smoothness, loss_scale, MOST_STEPS, BENDING_TOLERANCE
         )
+        loss_scale = _final_loss(geometry, observations)
     return task.scored(f"{hypothesis.name}, bending", geometry, hypothesis.registered)
 
 
