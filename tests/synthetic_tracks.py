@@ -22,6 +22,7 @@ class SyntheticClip:
     points: Float[np.ndarray, "n 3"]
     focal: float
     size: tuple[int, int]
+    swings: Float[np.ndarray, "t n 3"]
 
     def intact(self, tolerance: float) -> Bool[np.ndarray, "n t"]:
         """Observations within `tolerance` pixels of the true projection."""
@@ -58,7 +59,8 @@ def make_clip(
     points, normals = _surface(shape, num_tracks, generator)
     points *= extent
     poses = _arc(num_frames, arc, generator)
-    true = project(points + _swings(points, num_frames, sway), poses, focal, size)
+    swings = _swings(points, num_frames, sway)
+    true = project(points + swings, poses, focal, size)
     centres = -np.einsum("tji,tj->ti", poses[:, :3, :3], poses[:, :3, 3])
     facing = np.einsum("ni,nti->nt", normals, centres - points[:, None]) > 0
     inside = ((true > 0) & (true < size)).all(-1)
@@ -72,7 +74,12 @@ def make_clip(
     pixels[sliding] += np.cumsum(generator.normal(0, 2.0, (int(sliding.sum()), num_frames, 2)), axis=1)
     long = visible.sum(1) >= 3
     tracks = Tracks(pixels[long], visible[long], np.full(int(long.sum()), object_id))
-    return SyntheticClip(tracks, poses, points[long], focal, size)
+    return SyntheticClip(tracks, poses, points[long], focal, size, swings[:, long])
+
+
+def swung(clip: SyntheticClip) -> Float[np.ndarray, "t n 3"]:
+    """Where the points are in the object's frame, in every frame."""
+    return clip.points + clip.swings
 
 
 def project(

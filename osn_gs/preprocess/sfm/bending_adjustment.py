@@ -239,7 +239,7 @@ def _normal_equations(
     )
     num_poses = 6 * len(bent.cam_from_obj)
     _hold_scale(system, bent)
-    vectors, matrices, _ = bent.node_motion()
+    vectors, matrices, translations = bent.node_motion()
     turning = _left_jacobians(vectors)
     stretching, growth, _, _ = _prior_terms(bent, prior)
     by_knot = system.coupling[:, num_poses:].reshape(len(bent.points), num_knots, per_knot, 3)
@@ -248,7 +248,7 @@ def _normal_equations(
     for frame in range(len(bent.cam_from_obj)):
         first, shares = spline_weights(frame / bent.knot_spacing, num_knots)
         knots, shares = slice(first, first + 4), np.array(shares)
-        by_shape = _shape_jacobian(bent, prior, matrices[frame], turning[frame])
+        by_shape = _shape_jacobian(bent, prior, matrices[frame], translations[frame], turning[frame])
         local = by_shape.T @ by_shape
         gradient = by_shape.T @ np.append(stretching[frame], growth[frame])
         seen = np.flatnonzero(observations.frames == frame)
@@ -309,6 +309,7 @@ def _shape_jacobian(
     bent: BentGeometry,
     prior: BendingPrior,
     matrices: Float[np.ndarray, "j 3 3"],
+    translations: Float[np.ndarray, "j 3"],
     turning: Float[np.ndarray, "j 3 3"],
 ) -> Float[np.ndarray, "e+1 6j"]:
     """Derivatives of one frame's stretching, and in the last row of its growth, by the nodes' motion in it."""
@@ -322,9 +323,16 @@ def _shape_jacobian(
     jacobian[own, :, :, own, 3:] -= bent.object_size * np.eye(3)
     for k in range(num_neighbours):
         jacobian[own, k, :, bent.nodes.neighbours[:, k], 3:] += bent.object_size * np.eye(3)
-    jacobian = jacobian.reshape(-1, 6 * num_nodes)
-    by_growth = carried.ravel() @ jacobian / (edges**2).sum()
-    return np.vstack([jacobian / (spacing * prior.stretching), by_growth / prior.growth])
+    moved = edges + translations[bent.nodes.neighbours] - translations[:, None]
+    by_growth = np.concatenate(
+        [
+            -np.einsum("jka,jkanb->nb", moved, jacobian[..., :3]),
+            np.einsum("jka,jkanb->nb", carried, jacobian[..., 3:]),
+        ],
+        axis=1,
+    )
+    by_stretching = jacobian.reshape(-1, 6 * num_nodes) / (spacing * prior.stretching)
+    return np.vstack([by_stretching, by_growth.ravel() / ((edges**2).sum() * prior.growth)])
 
 
 def _motion_prior(bent: BentGeometry, prior: BendingPrior) -> tuple[Float[np.ndarray, "c c"], Float[np.ndarray, "c d"]]:

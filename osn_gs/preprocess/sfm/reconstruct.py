@@ -71,8 +71,9 @@ def reconstruct_object(
     steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
     explains. In the best, frames without a pose are resected, and all is adjusted once more under smooth motion; where
     much is left unexplained, so are all candidates, and one that turns clearly farther may be taken in place of the
-    best (`turned_farther`). That one is then let bend: if this explains most of what was left, the object bends.
-    `size` is the images' width and height.
+    best (`turned_farther`). That one and its depth-reversed twin are then let bend, as sway hides from a rigid model
+    which of the two it is: if the better explains most of what was left, the object bends. `size` is the images' width
+    and height.
     """
     started = time.monotonic()
     usable = _usable(tracks)
@@ -101,11 +102,12 @@ def reconstruct_object(
             best = _best_of(polished)
         if doubtful:
             best = turned_farther(best, polished)
-    bending = _bending(task, best) if doubtful else None
-    if bending is not None:
-        hypotheses.append(bending)
-    if bending is not None and 1 - bending.explained < STILL_UNEXPLAINED * (1 - best.explained):
-        best = bending
+    if doubtful:
+        reversed_best = replace(best, name=f"{best.name}, reversed", geometry=reversed_depth(best.geometry))
+        bendings = [found for found in (_bending(task, start) for start in (best, reversed_best)) if found is not None]
+        hypotheses += bendings
+        if bendings and 1 - _best_of(bendings).explained < STILL_UNEXPLAINED * (1 - best.explained):
+            best = _best_of(bendings)
     return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
