@@ -15,6 +15,7 @@ from osn_gs.preprocess.sfm.bending_adjustment import (
     _normal_equations,
     _prior_terms,
     adjust_bending,
+    bending_cost,
     bent,
 )
 from osn_gs.preprocess.sfm.bundle_adjustment import Geometry, GroupSums, Smoothness, robust_cost, smoothness_terms
@@ -51,20 +52,16 @@ def geometry_of(clip: SyntheticClip) -> Geometry:
     return triangulated(clip.tracks.pixels, clip.tracks.visible, clip.cam_from_obj, clip.focal, np.array(clip.size) / 2)
 
 
-def prior_cost(geometry: BentGeometry) -> float:
-    return sum(float((term**2).sum()) for term in _prior_terms(geometry, PRIOR))
-
-
 def cost(geometry: BentGeometry, observations) -> float:
     poses, _ = smoothness_terms(geometry, SMOOTHNESS)
-    return robust_cost(geometry, observations, LOSS) + float((poses**2).sum()) + prior_cost(geometry)
+    return robust_cost(geometry, observations, LOSS) + float((poses**2).sum()) + bending_cost(geometry, PRIOR)
 
 
 def test_an_object_that_does_not_move_is_the_rigid_one(clip, observations):
     rigid = geometry_of(clip)
     still = bent(rigid, observations, PRIOR)
     np.testing.assert_allclose(still.residuals(observations), rigid.residuals(observations), atol=1e-9)
-    assert prior_cost(still) == 0
+    assert bending_cost(still, PRIOR) == 0
 
 
 @pytest.mark.parametrize("part", ["rotations", "translations"])
@@ -87,7 +84,7 @@ def test_the_cost_of_bending_does_not_depend_on_the_scale(moving, observations):
     poses[:, :3, 3] *= 2.5
     larger = replace(moving, cam_from_obj=poses, points=2.5 * moving.points)
     np.testing.assert_allclose(larger.residuals(observations), moving.residuals(observations), atol=1e-9)
-    assert prior_cost(larger) == pytest.approx(prior_cost(moving))
+    assert bending_cost(larger, PRIOR) == pytest.approx(bending_cost(moving, PRIOR))
 
 
 def test_growing_as_a_whole_costs_more_than_stretching_here_and_shrinking_there(moving):

@@ -159,14 +159,18 @@ def adjust_bending(
 
     def cost(bent: BentGeometry) -> float:
         poses, _ = smoothness_terms(bent, smoothness)
-        data = robust_cost(bent, observations, loss_scale)
-        return data + float((poses**2).sum()) + sum(float((term**2).sum()) for term in _prior_terms(bent, prior))
+        return robust_cost(bent, observations, loss_scale) + float((poses**2).sum()) + bending_cost(bent, prior)
 
     def equations(bent: BentGeometry) -> System:
         return _normal_equations(bent, observations, sums, prior, smoothness, loss_scale)
 
     adjusted, final_cost, _ = minimize(start, cost, equations, _stepped, max_steps, tolerance)
     return adjusted, final_cost
+
+
+def bending_cost(bent: BentGeometry, prior: BendingPrior) -> float:
+    """How much it bends: the sum of squares over the prior's standard deviations."""
+    return sum(float((term**2).sum()) for term in _prior_terms(bent, prior))
 
 
 def _body(points: Float[np.ndarray, "n 3"], observations: Observations) -> Int[np.ndarray, "b"]:
