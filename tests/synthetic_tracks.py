@@ -15,7 +15,8 @@ Shape = Literal["egg", "plane", "room"]
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """Tracks with the poses and points they were made from; the distance of camera and object is 4."""
+    """Tracks with the poses and points they were made from, and how far each point is from its place in every frame;
+    the distance of camera and object is 4."""
 
     tracks: Tracks
     cam_from_obj: Float[np.ndarray, "t 4 4"]

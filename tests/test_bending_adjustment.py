@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from synthetic_tracks import DISTANCE, SyntheticClip, make_clip, swung
 
 from osn_gs.errors import DatasetError
 from osn_gs.evaluation.poses import pose_errors
+from osn_gs.gaussians.deformation import NodeDeformation
 from osn_gs.preprocess.arrangement import canonical_object
 from osn_gs.preprocess.sfm.bending_adjustment import (
     BendingPrior,
@@ -16,12 +18,12 @@ from osn_gs.preprocess.sfm.bending_adjustment import (
     _prior_terms,
     adjust_bending,
     bending_cost,
-    bent,
+    with_nodes,
 )
 from osn_gs.preprocess.sfm.bundle_adjustment import Geometry, GroupSums, Smoothness, robust_cost, smoothness_terms
 from osn_gs.preprocess.sfm.colmap_model import DISPLACEMENTS_FILE, read_model, write_model
 from osn_gs.preprocess.sfm.config import SfmConfig
-from osn_gs.preprocess.sfm.reconstruct import reconstruct_object
+from osn_gs.preprocess.sfm.reconstruct import Hypothesis, better_of_twins, reconstruct_object
 from osn_gs.preprocess.sfm.triangulation import observations_of, triangulated
 
 PRIOR = BendingPrior(nodes=6, knot_spacing=3.0)
@@ -42,7 +44,7 @@ def observations(clip):
 @pytest.fixture
 def moving(clip, observations) -> BentGeometry:
     """Some geometry whose nodes move at random."""
-    still = bent(geometry_of(clip), observations, PRIOR)
+    still = with_nodes(geometry_of(clip), observations, PRIOR)
     generator = np.random.default_rng(0)
     rotations, translations = (generator.normal(0, 0.1, still.rotations.shape) for _ in range(2))
     return replace(still, rotations=rotations, translations=translations)
@@ -59,9 +61,28 @@ def cost(geometry: BentGeometry, observations) -> float:
 
 def test_an_object_that_does_not_move_is_the_rigid_one(clip, observations):
     rigid = geometry_of(clip)
-    still = bent(rigid, observations, PRIOR)
+    still = with_nodes(rigid, observations, PRIOR)
     np.testing.assert_allclose(still.residuals(observations), rigid.residuals(observations), atol=1e-9)
     assert bending_cost(still, PRIOR) == 0
+
+
+def test_points_move_as_in_training(moving, observations):
+    """The same nodes, coefficients and reach give the same places in the object's frame."""
+    theirs = NodeDeformation(
+        torch.from_numpy(moving.node_places), moving.object_size, len(moving.cam_from_obj), PRIOR.knot_spacing
+    )
+    theirs.rotations.data, theirs.translations.data = (
+        torch.from_numpy(part) for part in (moving.rotations, moving.translations)
+    )
+    distances = np.linalg.norm(moving.points[:, None] - moving.node_places, axis=-1)
+    reach = float(theirs.reach)
+    weights = np.exp(-(distances**2) / (2 * reach**2))
+    ours = replace(moving, nodes=replace(moving.nodes, weights=weights / weights.sum(1, keepdims=True)))
+    quats = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).expand(len(moving.points), 4)
+    for frame in (0, 5):
+        seen = observations.select(observations.frames == frame)
+        moved, _ = theirs.move(torch.from_numpy(moving.points), quats, frame)
+        np.testing.assert_allclose(ours.in_object(seen), moved.detach().numpy()[seen.points], atol=1e-6)
 
 
 @pytest.mark.parametrize("part", ["rotations", "translations"])
@@ -99,7 +120,7 @@ def test_growing_as_a_whole_costs_more_than_stretching_here_and_shrinking_there(
 
 def test_the_adjustment_explains_what_a_rigid_model_cannot(clip, observations):
     rigid, prior = geometry_of(clip), BendingPrior()
-    start = bent(rigid, observations, prior)
+    start = with_nodes(rigid, observations, prior)
     adjusted, final = adjust_bending(start, observations, prior, SMOOTHNESS, LOSS, max_steps=30, tolerance=1e-4)
     assert final < 0.7 * robust_cost(rigid, observations, LOSS)
     before, after = (np.median(np.linalg.norm(g.residuals(observations), axis=1)) for g in (rigid, adjusted))
@@ -159,6 +180,31 @@ def test_a_model_that_bends_reads_back(tmp_path, reconstructed):
     np.save(tmp_path / DISPLACEMENTS_FILE, model.displacements[1:])
     with pytest.raises(DatasetError, match=r"displacements\.npy: has shape"):
         read_model(tmp_path, 20)
+
+
+def test_the_background_never_bends(swaying):
+    tracks = replace(swaying.tracks, object_ids=np.zeros(len(swaying.tracks), int))
+    model, report = reconstruct_object(tracks, swaying.size, swaying.focal, SfmConfig(), seed=0)
+    assert model.displacements is None
+    assert not any(candidate.name.endswith("bending") for candidate in report.candidates)
+
+
+def test_a_frame_without_tracks_does_not_stop_what_bends():
+    clip = make_clip(num_frames=14, num_tracks=400, arc=45.0, sway=0.1, noise=0.15, outliers=0, seed=3, hidden=(6,))
+    model, report = reconstruct_object(clip.tracks, clip.size, clip.focal, SfmConfig(), seed=0)
+    assert report.missing_frames == [6]
+    assert model.displacements is not None
+    assert report.explained > 0.95
+
+
+def test_a_twin_must_be_clearly_better():
+    geometry = Geometry(np.tile(np.eye(4), (3, 1, 1)), np.zeros((1, 3)), 500.0, np.zeros(2))
+    first, little, much = (Hypothesis("", geometry, np.ones(3, bool), 0.9, score) for score in (0.90, 0.905, 0.92))
+    assert better_of_twins(first, little) is first
+    assert better_of_twins(first, much) is much
+    assert better_of_twins(None, little) is little
+    assert better_of_twins(first, None) is first
+    assert better_of_twins(None, None) is None
 
 
 def test_bad_tracks_do_not_make_a_rigid_object_bend():

@@ -40,7 +40,7 @@ SCALE_HELD = 1e4  # weight on a change of scale, which changes nothing, relative
 class BendingPrior:
     """How much an object may bend: standard deviations, but for the number of nodes and the knots of their splines.
 
-    Chosen on sway3's cactus and on eight synthetic clips of swaying shapes, none of which asks for other values.
+    Chosen on sway3's cactus; synthetic clips of swaying shapes went along.
     """
 
     nodes: int = 20
@@ -120,7 +120,7 @@ class BentGeometry(Geometry):
         return shares
 
 
-def bent(geometry: Geometry, observations: Observations, prior: BendingPrior) -> BentGeometry:
+def with_nodes(geometry: Geometry, observations: Observations, prior: BendingPrior) -> BentGeometry:
     """A geometry with control nodes spread over its observed points, not moving yet.
 
     Its origin goes to the middle of these points and its unit becomes their size, which conditions the equations.
@@ -137,7 +137,7 @@ def bent(geometry: Geometry, observations: Observations, prior: BendingPrior) ->
 
 
 def with_renewed_nodes(bent: BentGeometry, observations: Observations) -> BentGeometry:
-    """The same nodes riding on, and moving, the points that are near them now."""
+    """The same nodes riding on, and moving, the points that are near them now; to be adjusted again, as both change."""
     body = _body(bent.points, observations)
     return replace(bent, nodes=_ridden(bent.points, body, bent.node_places))
 
@@ -153,7 +153,7 @@ def adjust_bending(
 ) -> tuple[BentGeometry, float]:
     """Minimize the robust reprojection error and the prior over poses, points and the nodes' motion; the cost, too.
 
-    Costs are comparable where observations, prior and loss are the same and smoothness is.
+    Costs are comparable where observations, prior, smoothness and loss scale are the same.
     """
     sums = GroupSums(observations, len(start.cam_from_obj), len(start.points))
 
@@ -177,7 +177,7 @@ def _body(points: Float[np.ndarray, "n 3"], observations: Observations) -> Int[n
     """The observed points that lie together."""
     observed = np.unique(observations.points)
     distances = np.linalg.norm(points[observed] - np.median(points[observed], axis=0), axis=1)
-    return observed[distances < OUTLYING * np.median(distances)]
+    return observed[distances <= OUTLYING * np.median(distances)]
 
 
 def _ridden(
@@ -191,7 +191,7 @@ def _ridden(
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     carriers = np.zeros((len(places), len(points)))
-    carriers[:, body] = weights[body].T ** 2
+    carriers[:, body] = weights[body].T ** 2  # so that the nearest carry most of it
     carriers /= np.maximum(carriers.sum(axis=1, keepdims=True), 1e-9)
     return ControlNodes(carriers, weights, nearest)
 

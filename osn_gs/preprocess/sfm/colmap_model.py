@@ -23,7 +23,8 @@ DISPLACEMENTS_FILE = "displacements.npy"
 def write_model(folder: Path, model: ObjectModel, colors: UInt8[np.ndarray, "n 3"]) -> None:
     """Write cameras.bin, images.bin, points3D.bin, frames.bin and rigs.bin; frame t is image "%04d.png" % t, id t + 1.
 
-    Frames without a pose are left out, as COLMAP does. `colors` are the points', sRGB.
+    Of an object that bends displacements.npy, too. Frames without a pose are left out, as COLMAP does. `colors` are
+    the points', sRGB.
     """
     reconstruction = pycolmap.Reconstruction()
     camera = make_camera(model.size, model.focal)
@@ -49,7 +50,9 @@ def write_model(folder: Path, model: ObjectModel, colors: UInt8[np.ndarray, "n 3
         reconstruction.point3D(added).error = float(errors[seen].mean()) if len(seen) else 0.0
     folder.mkdir(parents=True, exist_ok=True)
     reconstruction.write_binary(str(folder))
-    if model.displacements is not None:
+    if model.displacements is None:
+        (folder / DISPLACEMENTS_FILE).unlink(missing_ok=True)
+    else:
         np.save(folder / DISPLACEMENTS_FILE, model.displacements[by_point])
 
 

@@ -17,7 +17,7 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class System:
-    """Normal equations: cameras [c c], their right-hand side, points [n 3 3], theirs, and what couples both.
+    """Normal equations: cameras [c c], their gradient, points [n 3 3], theirs, and what couples both.
 
     "Cameras" are all parameters but the points: whatever else is adjusted counts among them.
     """
@@ -40,7 +40,7 @@ class System:
         return camera_step, -np.einsum("nij,nj->ni", inverse, towards)
 
     def without_points(self, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The Schur complement [c c], its right-hand side [c] and the inverse point blocks [n 3 3]."""
+        """The Schur complement [c c], its gradient [c] and the inverse point blocks [n 3 3]."""
         diagonal = np.einsum("nii->ni", self.points)
         ridge = damping * diagonal + 1e-12 * diagonal.max() + 1e-30
         inverse = np.linalg.inv(self.points + ridge[:, :, None] * np.eye(3))
@@ -59,7 +59,7 @@ def minimize(
     max_steps: int,
     tolerance: float,
 ) -> tuple[Model, float, int]:
-    """The model after at most `max_steps` steps that lower its cost, that cost, and how many they were.
+    """The model after at most `max_steps` steps that lower its cost, that cost, and how many were tried.
 
     `stepped(model, system, damping)` is the model after one damped step. Stops when a step lowers the cost by less
     than the share `tolerance`.

@@ -16,7 +16,7 @@ from osn_gs.preprocess.sfm.bending_adjustment import (
     BendingPrior,
     BentGeometry,
     adjust_bending,
-    bent,
+    with_nodes,
     with_renewed_nodes,
 )
 from osn_gs.preprocess.sfm.bundle_adjustment import AdjustmentOptions, Geometry, Observations, Smoothness, adjust
@@ -47,7 +47,7 @@ FEWEST_CAUGHT = 5  # observations that a frame placed by smooth motion must expl
 SCORE_TO_SPARE = 0.005  # what smooth motion may cost
 BENDING_ROUNDS, MOST_BENDING_STEPS, BENDING_TOLERANCE = 3, 25, 5e-4  # nodes are renewed between rounds
 OBSERVATIONS_PER_NODE = 200  # with fewer, bad tracks are explained by bending
-FEWEST_NODES = 4
+FEWEST_NODES, MOST_KNOTS = 4, 24  # the more knots a long clip had, the longer it would take
 DEEPEST = 1.0  # relief over width: an object that bends and comes out deeper is one whose relief no turn supports
 CLEARLY_BETTER = 0.01  # in score: on synthetic clips wrong twins came 0.005 above the right one, right ones 0.02
 STILL_UNEXPLAINED = 0.5  # at most, of what a rigid model leaves unexplained, where an object is said to bend
@@ -75,8 +75,7 @@ def reconstruct_object(
     steady one either way. Every candidate is triangulated from all tracks, adjusted, and scored by the observations it
     explains. In the best, frames without a pose are resected, and all is adjusted once more under smooth motion; where
     much is left unexplained, so are all candidates, and one that turns clearly farther may be taken in place of the
-    best (`turned_farther`). That one and its depth-reversed twin are then let bend, as sway hides from a rigid model
-    which of the two it is (`_better_of_twins`): if the better explains most of what was left, the object bends. `size`
+    best (`turned_farther`). Where even that explains little, the object may bend (`_bent_if_that_explains_it`). `size`
     is the images' width and height.
     """
     started = time.monotonic()
@@ -106,14 +105,11 @@ def reconstruct_object(
             best = _best_of(polished)
         if doubtful:
             best = turned_farther(best, polished)
-    if doubtful:
-        twin = replace(best, name=f"{best.name}, reversed", geometry=reversed_depth(best.geometry))
-        bending, bending_twin = _bending(task, best), _bending(task, twin)
-        hypotheses += [found for found in (bending, bending_twin) if found is not None]
-        bending = _better_of_twins(bending, bending_twin)
-        if bending is not None and 1 - bending.explained < STILL_UNEXPLAINED * (1 - best.explained):
-            best = bending
-    return _finished(task, best, hypotheses, size, int(tracks.object_ids[0]), time.monotonic() - started)
+    rigid, object_id = best, int(tracks.object_ids[0])
+    if best.explained < WELL_EXPLAINED and object_id != 0:  # the background never bends
+        best, bendings = _bent_if_that_explains_it(task, rigid)
+        hypotheses += bendings
+    return _finished(task, best, rigid, hypotheses, size, object_id, time.monotonic() - started)
 
 
 def reconstruct_from_poses(
@@ -135,7 +131,7 @@ def reconstruct_from_poses(
     given = task.scored("given poses", geometry, registered)
     if given is None:
         return None
-    return _finished(task, given, [given], size, int(tracks.object_ids[0]), time.monotonic() - started)
+    return _finished(task, given, given, [given], size, int(tracks.object_ids[0]), time.monotonic() - started)
 
 
 def _usable(tracks: Tracks) -> Tracks | None:
@@ -149,19 +145,19 @@ def _usable(tracks: Tracks) -> Tracks | None:
 def _finished(
     task: _Task,
     best: Hypothesis,
+    rigid: Hypothesis,
     hypotheses: list[Hypothesis],
     size: tuple[int, int],
     object_id: int,
     seconds: float,
 ) -> tuple[ObjectModel, ModelReport]:
     model = _model_of(task, best, size)
-    rigid = [found.explained for found in hypotheses if not isinstance(found.geometry, BentGeometry)]
     report = describe(
         model,
         object_id=object_id,
         num_tracks=len(task.visible),
         explained=task.explained_where_registered(best),
-        rigid_explained=None if model.displacements is None else max(rigid),
+        rigid_explained=None if model.displacements is None else task.explained_where_registered(rigid),
         extent=_extent(task),
         chosen=best.name,
         candidates=[CandidateReport(h.name, int(h.registered.sum()), h.explained, h.score) for h in hypotheses],
@@ -313,7 +309,21 @@ def _polished(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     return task.scored(f"{hypothesis.name}, polished", adjusted, registered | enough)
 
 
-def _better_of_twins(bending: Hypothesis | None, twin: Hypothesis | None) -> Hypothesis | None:
+def _bent_if_that_explains_it(task: _Task, rigid: Hypothesis) -> tuple[Hypothesis, list[Hypothesis]]:
+    """The hypothesis as an object that bends, where that explains most of what a rigid one leaves; what was tried, too.
+
+    Its depth-reversed twin is let bend as well, as sway hides from a rigid model which of the two it is.
+    """
+    twin = replace(rigid, name=f"{rigid.name}, reversed", geometry=reversed_depth(rigid.geometry))
+    bending, bending_twin = _bending(task, rigid), _bending(task, twin)
+    better = better_of_twins(bending, bending_twin)
+    tried = [found for found in (bending, bending_twin) if found is not None]
+    if better is None or 1 - better.explained >= STILL_UNEXPLAINED * (1 - rigid.explained):
+        return rigid, tried
+    return better, tried
+
+
+def better_of_twins(bending: Hypothesis | None, twin: Hypothesis | None) -> Hypothesis | None:
     """The first, unless its depth-reversed twin scores clearly better."""
     if bending is None or twin is None:
         return twin if bending is None else bending
@@ -332,14 +342,17 @@ def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
     None where it has too few observations, or comes out too deep, to be believed.
     """
     used = task.used(hypothesis.registered)
-    poses = continued_poses(hypothesis.geometry.cam_from_obj, hypothesis.registered)
-    observations = observations_of(task.pixels, used)
-    prior = BendingPrior()
-    prior = replace(prior, nodes=min(prior.nodes, len(observations) // OBSERVATIONS_PER_NODE))
+    observations, prior = observations_of(task.pixels, used), BendingPrior()
+    prior = replace(
+        prior,
+        nodes=min(prior.nodes, len(observations) // OBSERVATIONS_PER_NODE),
+        knot_spacing=max(prior.knot_spacing, used.shape[1] / MOST_KNOTS),
+    )
     if prior.nodes < FEWEST_NODES:
         return None
+    poses = continued_poses(_centred(hypothesis.geometry, used).cam_from_obj, hypothesis.registered)
     smoothness = smoothness_of(poses, hypothesis.registered)
-    geometry = bent(triangulated(task.pixels, used, poses, task.focal, task.center), observations, prior)
+    geometry = with_nodes(triangulated(task.pixels, used, poses, task.focal, task.center), observations, prior)
     loss_scale = COARSEST_LOSS
     for _ in range(BENDING_ROUNDS):
         geometry = with_renewed_nodes(geometry, observations)
@@ -347,7 +360,7 @@ def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
             geometry, observations, prior, smoothness, loss_scale, MOST_BENDING_STEPS, BENDING_TOLERANCE
         )
         loss_scale = _final_loss(geometry, observations)
-    if _relief(geometry, observations) > DEEPEST:
+    if not _relief(geometry, observations) <= DEEPEST:
         return None
     return task.scored(f"{hypothesis.name}, bending", geometry, hypothesis.registered)
 
@@ -357,7 +370,7 @@ def _relief(geometry: Geometry, observations: Observations) -> float:
     in_camera = geometry.in_camera(observations)
     offsets = [np.abs(seen - np.median(seen, axis=0)) for seen in _by_frame(in_camera, observations)]
     across, along = np.concatenate([offset[:, :2].max(axis=1) for offset in offsets]), np.concatenate(offsets)[:, 2]
-    return float(np.median(along) / np.median(across))
+    return float(np.median(along) / max(np.median(across), 1e-12))
 
 
 def _by_frame(values: Float[np.ndarray, "m d"], observations: Observations) -> list[Float[np.ndarray, "_ d"]]:

@@ -64,7 +64,7 @@ class ModelReport:
     advice: list[str]
     """Plain words to go after the object's name."""
     rigid_explained: float | None = None
-    """Of an object that bends: what the rigid model that explains most of it does; None for a rigid object."""
+    """Of an object that bends: what the best rigid model explains of it; None for a rigid object."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelReport:
@@ -96,12 +96,12 @@ def describe(
         extent,
         len(model.points),
     )
-    if rigid_explained is not None:
+    if rigid_explained is not None and confidence != "failed":
         advice.append(
             f"bends: a rigid model explains {rigid_explained:.0%} of its tracks, one that bends {explained:.0%}; "
             "expect less certain poses and depth than of a rigid object."
         )
-        confidence = "weak" if confidence == "good" else confidence
+        confidence = "weak"
     return ModelReport(
         object_id=object_id,
         frames=len(model.registered),
