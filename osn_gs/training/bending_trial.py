@@ -11,7 +11,7 @@ Share of the loss that bending saves in the frames left out, after bootstraps of
 ==================  ==============================  ==============================================================
 scene, size         true poses                      prepared poses
 ==================  ==============================  ==============================================================
-sway3, 160x120      cactus 34 %, others 2 to 3      cactus 18 to 22 % (poses 29 to 10 degrees off), others 0 to 3
+sway3, 160x120      cactus 34 %, others 2 to 3      cactus 35 %, others 1 to 4 (18 %: poses 29 degrees off)
 tabletop3, 160x120  all rigid: -2 to 4              all rigid: 2 to 6
 demo, 160x120       tower 17 to 26 %, others 2-6
 demo, 80x60         tower 12 %, others -1 and 1
