@@ -49,8 +49,8 @@ class BendingPrior:
     stretching: float = 0.12
     """Of what lies between two neighbouring nodes, per frame, as a share of their distance."""
     growth: float = 0.005
-    """Of the object as a whole, per frame: what bends stretches here and shrinks there. Its distance from the camera
-    hangs on this, as an object that grew would look like one that came closer."""
+    """Of the object as a whole, per frame: what bends stretches here and shrinks there, and one that grew would look
+    like one that came closer."""
     acceleration: float = 0.4
     """Second differences of the splines' coefficients: radians, and object sizes."""
     magnitude: float = 0.3

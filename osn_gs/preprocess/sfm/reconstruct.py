@@ -368,13 +368,10 @@ def _bending(task: _Task, hypothesis: Hypothesis) -> Hypothesis | None:
 def _relief(geometry: Geometry, observations: Observations) -> float:
     """How deep an object is along the view, on the whole, over how wide it is across."""
     in_camera = geometry.in_camera(observations)
-    offsets = [np.abs(seen - np.median(seen, axis=0)) for seen in _by_frame(in_camera, observations)]
-    across, along = np.concatenate([offset[:, :2].max(axis=1) for offset in offsets]), np.concatenate(offsets)[:, 2]
+    by_frame = [in_camera[observations.frames == frame] for frame in np.unique(observations.frames)]
+    offsets = np.concatenate([np.abs(seen - np.median(seen, axis=0)) for seen in by_frame])
+    across, along = offsets[:, :2].max(axis=1), offsets[:, 2]
     return float(np.median(along) / max(np.median(across), 1e-12))
-
-
-def _by_frame(values: Float[np.ndarray, "m d"], observations: Observations) -> list[Float[np.ndarray, "_ d"]]:
-    return [values[observations.frames == frame] for frame in np.unique(observations.frames)]
 
 
 def _centred(geometry: Geometry, used: Bool[np.ndarray, "n t"]) -> Geometry:
